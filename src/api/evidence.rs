@@ -55,8 +55,9 @@ pub struct BaselineEvidence {
     pub users: u64,
     /// Sum of balances.
     pub total_balance: String,
-    /// Sum of purchased credits.
-    pub total_purchased: String,
+    /// Sum of purchased credits; absent without `balances.purchasedColumn`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_purchased: Option<String>,
     /// Average balance.
     pub average_balance: String,
     /// Largest balance.
@@ -65,6 +66,14 @@ pub struct BaselineEvidence {
     pub transactions: Vec<TransactionStatistics>,
     /// Time of the snapshot.
     pub taken_at: Time,
+}
+
+impl BaselineEvidence {
+    /// Users and sums in one line.
+    pub fn summary(&self) -> String {
+        let purchased = self.total_purchased.as_ref().map_or_else(String::new, |sum| format!(", {sum} purchased"));
+        format!("{} users, {} credits{purchased}", self.users, self.total_balance)
+    }
 }
 
 /// Transactions of one type.

@@ -54,7 +54,7 @@ pub(crate) fn baseline(taken_at: Time) -> BaselineEvidence {
     BaselineEvidence {
         users: 2,
         total_balance: "3".into(),
-        total_purchased: "1".into(),
+        total_purchased: Some("1".into()),
         average_balance: "1.5".into(),
         max_balance: "2".into(),
         transactions: vec![],

@@ -292,6 +292,18 @@ async fn the_minimal_manifest_comes_back_with_the_checklists_values() {
             serde_json::from_value(w.migration("m")["spec"].clone()).unwrap();
         assert_eq!(by_server, by_types);
 
+        // What is null stays so: the ledger does not have it.
+        let mut without = w.migration("m");
+        set(&mut without, "spec/credits", json!({"balances": {"purchasedColumn": null}, "transactions": null}));
+        let spec = w.admin.create("creditmigrations", &without, true).await.object()["spec"].take();
+        let wanted = json!({"table": "user_credits", "userColumn": "user_id", "balanceColumn": "balance",
+            "purchasedColumn": null});
+        assert_eq!(spec["credits"], json!({"balances": wanted, "transactions": null}));
+        set(&mut without, "spec/credits", json!({"transactions": {"typeColumn": null}}));
+        let spec = w.admin.create("creditmigrations", &without, true).await.object()["spec"].take();
+        assert_eq!(spec["credits"]["transactions"]["typeColumn"], Value::Null);
+        assert_eq!(spec["credits"]["transactions"]["amountColumn"], "amount");
+
         // Defaults of partial objects.
         let mut partial = w.migration("m");
         set(&mut partial, "spec/database/allTablesPublications", "Allowed".into());

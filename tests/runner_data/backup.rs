@@ -47,7 +47,7 @@ async fn a_backup_can_be_read_back_and_reports_its_statistics() {
 async fn a_column_of_free_text_makes_no_endless_list_of_types() {
     let mut world = World::new().await;
     world.alter("UPDATE credit_transactions SET description = repeat('x', 100) || id").await;
-    world.spec.plan.credits.transactions.type_column = "description".into();
+    world.spec.plan.credits.transactions.as_mut().unwrap().type_column = Some("description".into());
     let outcome = world.backed_up().await;
     let kinds = outcome.noted["baseline"]["transactions"].as_array().unwrap().clone();
     let all = world.count("SELECT count(*) FROM credit_transactions").await;

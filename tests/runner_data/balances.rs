@@ -85,7 +85,7 @@ async fn what_transactions_explain_passes_and_nothing_else() {
 async fn times_without_zone_are_read_in_the_zone_of_the_spec() {
     for zone in ["UTC", "America/New_York"] {
         let mut world = World::new().await;
-        world.spec.plan.credits.transactions.created_at_time_zone = zone.to_owned();
+        world.spec.plan.credits.transactions.as_mut().unwrap().created_at_time_zone = zone.to_owned();
         world
             .alter(&format!(
                 "ALTER TABLE credit_transactions ALTER created_at TYPE timestamp USING created_at AT TIME ZONE '{zone}';

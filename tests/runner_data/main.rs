@@ -11,6 +11,7 @@ mod entry;
 mod follow_up;
 mod harness;
 mod key_users;
+mod ledger;
 mod left_out;
 mod load;
 mod notify;

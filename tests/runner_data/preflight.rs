@@ -390,7 +390,7 @@ async fn times_without_a_zone_need_one_that_the_server_knows() {
     assert!(found.result.is_ok(), "{:?}", found.result);
     let found = serde_json::to_string(&found.noted).unwrap();
     assert!(found.contains("timestamp without time zone, read as UTC"), "{found}");
-    world.spec.plan.credits.transactions.created_at_time_zone = "Europe/Berlim".to_owned();
+    world.spec.plan.credits.transactions.as_mut().unwrap().created_at_time_zone = "Europe/Berlim".to_owned();
     let wanted =
         "and the server knows no zone \"Europe/Berlim\"; next: set spec.credits.transactions.createdAtTimeZone";
     finds(&world, &[(column, Reason::ColumnMissing, wanted)]).await;

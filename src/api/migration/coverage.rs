@@ -16,6 +16,8 @@ pub struct Gap {
 /// Topic of a line of the checklist that a spec can leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
+    /// Columns and tables that hold the credits.
+    Ledger,
     /// Tag and branch of the code.
     Code,
     /// Notices to an audience.
@@ -50,6 +52,7 @@ impl CreditMigrationSpec {
     /// Lines that are not covered. None of them is an error: the team may do it by hand.
     pub fn not_covered(&self) -> Vec<Gap> {
         let mut found = Gaps(vec![]);
+        found.ledger(self);
         found.code_and_notices(self);
         found.triggers(self);
         found.checks(self);
@@ -63,6 +66,17 @@ impl Gaps {
     fn add(&mut self, topic: Topic, missing: bool, what: &str, next: impl Into<String>) {
         if missing {
             self.0.push(Gap { topic, what: what.to_owned(), next: next.into() });
+        }
+    }
+
+    fn ledger(&mut self, spec: &CreditMigrationSpec) {
+        let (balances, transactions) = (&spec.credits.balances, spec.credits.transactions.as_ref());
+        for (missing, what, field) in [
+            (balances.purchased_column.is_none(), "purchased credits", "balances.purchasedColumn"),
+            (transactions.is_none(), "transactions: nothing explains balances after the window", "transactions"),
+            (transactions.is_some_and(|t| t.type_column.is_none()), "types of transactions", "transactions.typeColumn"),
+        ] {
+            self.add(Topic::Ledger, missing, what, format!("set spec.credits.{field}"));
         }
     }
 
@@ -326,6 +340,21 @@ mod tests {
         object.pointer_mut(parent).unwrap()[key] = value;
         let changed = serde_json::from_value(object).unwrap();
         assert!(names(&changed).iter().all(|w| w != what), "{:?}", names(&changed));
+    }
+
+    #[rstest::rstest]
+    #[case("/credits/balances/purchasedColumn", &["purchased credits"])]
+    #[case("/credits/transactions/typeColumn", &["types of transactions"])]
+    #[case("/credits/transactions", &["transactions: nothing explains balances after the window"])]
+    fn what_a_ledger_has_not_is_not_covered(#[case] path: &str, #[case] wanted: &[&str]) {
+        let ledger = |spec: &CreditMigrationSpec| {
+            let gaps = spec.not_covered().into_iter().filter(|gap| gap.topic == Topic::Ledger);
+            gaps.map(|gap| gap.what).collect::<Vec<_>>()
+        };
+        assert!(ledger(&spec()).is_empty());
+        let mut object = serde_json::to_value(spec()).unwrap();
+        *object.pointer_mut(path).unwrap() = serde_json::Value::Null;
+        assert_eq!(ledger(&serde_json::from_value(object).unwrap()), wanted);
     }
 
     /// Configuration that resembles the line and does not cover it.

@@ -6,6 +6,7 @@ mod checks;
 mod code;
 mod connection;
 mod coverage;
+mod credits;
 mod follow_ups;
 mod notifications;
 mod rollback;
@@ -18,6 +19,7 @@ pub use checks::*;
 pub use code::*;
 pub use connection::*;
 pub use coverage::{Gap, Topic};
+pub use credits::*;
 pub use follow_ups::*;
 pub use notifications::*;
 pub use rollback::*;
@@ -166,84 +168,6 @@ pub struct Database {
     pub all_tables_publications: AllTablesPublications,
 }
 
-/// Tables and columns that hold the credits. Defaults are the names of the checklist.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
-#[serde(rename_all = "camelCase")]
-pub struct Credits {
-    /// One row per user.
-    #[serde(default)]
-    pub balances: Balances,
-    /// One row per change of a balance.
-    #[serde(default)]
-    pub transactions: Transactions,
-}
-
-/// The table of balances.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Balances {
-    /// Table, optionally with its schema: `user_credits` or `billing.user_credits`.
-    #[schemars(length(min = 1, max = 127))]
-    pub table: String,
-    /// Column with the user, unique in the table.
-    #[schemars(length(min = 1, max = 63))]
-    pub user_column: String,
-    /// Column with the balance, any exact numeric type.
-    #[schemars(length(min = 1, max = 63))]
-    pub balance_column: String,
-    /// Column with the purchased credits; only read before the migration.
-    #[schemars(length(min = 1, max = 63))]
-    pub purchased_column: String,
-}
-
-impl Default for Balances {
-    fn default() -> Self {
-        Self {
-            table: "user_credits".into(),
-            user_column: "user_id".into(),
-            balance_column: "balance".into(),
-            purchased_column: "purchased_credits".into(),
-        }
-    }
-}
-
-/// The table of transactions.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Transactions {
-    /// Table, optionally with its schema.
-    #[schemars(length(min = 1, max = 127))]
-    pub table: String,
-    /// Column with the user.
-    #[schemars(length(min = 1, max = 63))]
-    pub user_column: String,
-    /// Column with the kind of transaction.
-    #[schemars(length(min = 1, max = 63))]
-    pub type_column: String,
-    /// Column with the signed amount in credits.
-    #[schemars(length(min = 1, max = 63))]
-    pub amount_column: String,
-    /// Column with the time of the transaction.
-    #[schemars(length(min = 1, max = 63))]
-    pub created_at_column: String,
-    /// IANA name of the time zone of a `timestamp` column: `Europe/Berlin`. A `timestamptz` column needs none.
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"))]
-    pub created_at_time_zone: String,
-}
-
-impl Default for Transactions {
-    fn default() -> Self {
-        Self {
-            table: "credit_transactions".into(),
-            user_column: "user_id".into(),
-            type_column: "type".into(),
-            amount_column: "amount".into(),
-            created_at_column: "created_at".into(),
-            created_at_time_zone: "UTC".into(),
-        }
-    }
-}
-
 /// One file of SQL.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -255,8 +179,8 @@ pub struct SqlSource {
 /// Two queries whose results must be equal: what the change may restructure, and must not alter.
 ///
 /// `before` runs before the up SQL, under its locks, `after` after it, in the same transaction; in a rollback `after`
-/// runs before the down SQL, and `before` after it. Both only read. Rows are compared whatever their order and the names
-/// of their columns, and differences are counted, never shown.
+/// runs before the down SQL, and `before` after it. Both only read. Rows are compared whatever their order and the
+/// names of their columns, and differences are counted, never shown.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Invariant {

@@ -135,10 +135,7 @@ impl Transition<'_> {
     }
 
     fn finish_baseline(&mut self, baseline: BaselineEvidence) {
-        let note = format!(
-            "{} users, {} credits, {} purchased",
-            baseline.users, baseline.total_balance, baseline.total_purchased
-        );
+        let note = baseline.summary();
         self.status.baseline = Some(baseline);
         self.succeed_step(Step::Baseline, note);
         self.status.step = Some(Step::Backup);

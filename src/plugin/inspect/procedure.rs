@@ -54,14 +54,23 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             ),
         },
         Step::Baseline => format!(
-            "takes users, sums and each balance of {}.{}, and transactions by type of {}",
-            spec.credits.balances.table, spec.credits.balances.balance_column, spec.credits.transactions.table
+            "takes users, sums and each balance of {}.{}{}",
+            spec.credits.balances.table,
+            spec.credits.balances.balance_column,
+            match &spec.credits.transactions {
+                Some(transactions) => format!(", and transactions by type of {}", transactions.table),
+                None => String::new(),
+            }
         ),
         Step::Backup => format!("dumps the database of the same snapshot to {}", spec.backup.store.url),
         Step::VerifyBackup => "downloads the dump, compares its SHA-256, reads it to its end".into(),
         Step::ExportKeyUsers => format!(
-            "writes rows with a balance over {} or more than {} purchased credits to the store as CSV",
-            spec.backup.key_users.balance_over, spec.backup.key_users.purchased_over
+            "writes rows with a balance over {}{} to the store as CSV",
+            spec.backup.key_users.balance_over,
+            match &spec.credits.balances.purchased_column {
+                Some(_) => format!(" or more than {} purchased credits", spec.backup.key_users.purchased_over),
+                None => String::new(),
+            }
         ),
         Step::Rehearse => format!(
             "restores the dump into {}, migrates, rolls back, compares every table{}, drops it",

@@ -146,10 +146,11 @@ impl BalancesSource {
         let balances = control::balances(&tx, control_spec, None).await?;
         let value = match comparison {
             BalancesComparison::Users => {
-                let transactions = control::transactions(&tx, &credits.transactions).await?.map_err(|lacks| {
-                    let lacking = Message::new(format!("{lacks}: nothing explains balances"));
-                    NoValue::NoData(lacking.next("watch this schema with a sql check"))
-                })?;
+                let transactions =
+                    control::transactions(&tx, credits.transactions.as_ref()).await?.map_err(|lacks| {
+                        let lacking = Message::new(format!("{lacks}: nothing explains balances"));
+                        NoValue::NoData(lacking.next("watch this schema with a sql check"))
+                    })?;
                 let query = Query { tx: &tx, control_spec, cutover, balances, transactions };
                 users.measure(&query).await?.to_string()
             }
@@ -225,7 +226,9 @@ pub(super) async fn unexplained_balances(
         let tx = start_snapshot(client).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else { return Ok(vec![]) };
         let balances = control::balances(&tx, control_spec, None).await?;
-        let Ok(transactions) = control::transactions(&tx, &credits.transactions).await? else { return Ok(vec![]) };
+        let Ok(transactions) = control::transactions(&tx, credits.transactions.as_ref()).await? else {
+            return Ok(vec![]);
+        };
         Query { tx: &tx, control_spec, cutover, balances, transactions }.list(limit).await
     };
     match listed.await {

@@ -41,7 +41,7 @@ pub struct Present {
 }
 
 impl Present {
-    /// The old schema, as Preflight has found it.
+    /// The old schema, as Preflight has found it: all that the spec names.
     pub const ALL: Self = Self { purchased: true, transactions: true };
 
     /// What is there now.
@@ -49,16 +49,19 @@ impl Present {
     /// # Errors
     /// Those of a database error.
     pub async fn now(client: &impl GenericClient, credits: &Credits) -> Result<Self, Failure> {
-        let has = |found: &Option<(_, Vec<(String, String)>)>, names: &[&String]| {
-            let columns = found.as_ref().map(|(_, columns)| columns.as_slice()).unwrap_or_default();
-            names.iter().all(|name| columns.iter().any(|(column, _)| column == *name))
+        let has = async |table: &str, names: &[Option<&String>]| {
+            let found = control::columns(client, table).await?;
+            let columns = found.map(|(_, columns)| columns).unwrap_or_default();
+            let there = |name: &String| columns.iter().any(|(column, _)| column == name);
+            Ok::<_, Failure>(names.iter().flatten().all(|name| there(name)))
         };
         let (balances, transactions) = (&credits.balances, &credits.transactions);
-        let in_balances = control::columns(client, &balances.table).await?;
-        let in_transactions = control::columns(client, &transactions.table).await?;
         Ok(Self {
-            purchased: has(&in_balances, &[&balances.purchased_column]),
-            transactions: has(&in_transactions, &[&transactions.type_column, &transactions.amount_column]),
+            purchased: has(&balances.table, &[balances.purchased_column.as_ref()]).await?,
+            transactions: match transactions {
+                Some(t) => has(&t.table, &[t.type_column.as_ref(), Some(&t.amount_column)]).await?,
+                None => false,
+            },
         })
     }
 }
@@ -74,9 +77,9 @@ pub async fn statistics(
 ) -> Result<Statistics, Failure> {
     let balances = &credits.balances;
     let (user, balance) = (ident(&balances.user_column), ident(&balances.balance_column));
-    let purchased = match present.purchased {
-        true => format!("coalesce(sum({}), 0)::text", ident(&balances.purchased_column)),
-        false => "NULL::text".to_owned(),
+    let purchased = match &balances.purchased_column {
+        Some(column) if present.purchased => format!("coalesce(sum({}), 0)::text", ident(column)),
+        _ => "NULL::text".to_owned(),
     };
     let query = format!(
         "SELECT count(DISTINCT {user}), coalesce(sum({balance}), 0)::text, {purchased},
@@ -86,16 +89,14 @@ pub async fn statistics(
         existing(client, &balances.table).await?.sql()
     );
     let row = client.query_one(&query, &[]).await?;
-    let transactions = match present.transactions {
-        false => None,
-        true => {
-            let transactions = &credits.transactions;
-            let (kind, amount) = (ident(&transactions.type_column), ident(&transactions.amount_column));
+    let transactions = match &credits.transactions {
+        Some(transactions) if present.transactions => {
+            let kind = kind_or_all(transactions.type_column.as_deref().map(ident));
             let from = existing(client, &transactions.table).await?.sql();
-            let kind = format!("coalesce({kind}::text, 'NULL')");
-            let kinds = client.query(&by_kind(&kind, &amount, &from), &[]).await?;
+            let kinds = client.query(&by_kind(&kind, &ident(&transactions.amount_column), &from), &[]).await?;
             Some(kinds.iter().map(kind_of).collect())
         }
+        _ => None,
     };
     Ok(Statistics {
         users: count(row.get(0)),
@@ -151,9 +152,9 @@ pub async fn usage(
     credits: &Credits,
     cutover: &Cutover,
 ) -> Result<Option<Usage>, Failure> {
-    let Ok(found) = control::transactions(client, &credits.transactions).await? else { return Ok(None) };
+    let Ok(found) = control::transactions(client, credits.transactions.as_ref()).await? else { return Ok(None) };
     let control::TransactionsTable { table, amount, kind, .. } = &found;
-    let kind = kind.as_deref().map_or_else(|| "'all'".to_owned(), |kind| format!("coalesce(x.{kind}::text, 'NULL')"));
+    let kind = kind_or_all(kind.as_deref().map(|kind| format!("x.{kind}")));
     let amount = format!("x.{amount}");
     let sums = sums(&amount);
     let later = found.later("x", "$1");
@@ -187,6 +188,11 @@ fn by_kind(kind: &str, amount: &str, from: &str) -> String {
                 sum(n)::bigint, sum(total)::text
          FROM placed GROUP BY 1 ORDER BY 1"
     )
+}
+
+/// SQL: the type of a row as text; `all` without such a column.
+fn kind_or_all(column: Option<String>) -> String {
+    column.map_or_else(|| "'all'".to_owned(), |column| format!("coalesce({column}::text, 'NULL')"))
 }
 
 fn sums(amount: &str) -> String {

@@ -195,7 +195,7 @@ fn evidence(statistics: Statistics) -> BaselineEvidence {
     BaselineEvidence {
         users,
         total_balance,
-        total_purchased: total_purchased.unwrap_or_default(),
+        total_purchased,
         average_balance,
         max_balance,
         transactions: transactions.unwrap_or_default(),

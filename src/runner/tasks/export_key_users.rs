@@ -108,7 +108,8 @@ fn condition(limits: &KeyUsers, balances: &Balances) -> Result<String, Failure> 
         Ok(format!("{} > {}::numeric", ident(column), literal(limit)))
     };
     let balance = over(&balances.balance_column, "balanceOver", &limits.balance_over)?;
-    let purchased = over(&balances.purchased_column, "purchasedOver", &limits.purchased_over)?;
+    let Some(purchased) = &balances.purchased_column else { return Ok(balance) };
+    let purchased = over(purchased, "purchasedOver", &limits.purchased_over)?;
     Ok(format!("{balance} OR {purchased}"))
 }
 

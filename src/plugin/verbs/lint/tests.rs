@@ -219,8 +219,8 @@ fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
 )]
 #[case::two_statements_of_an_invariant(
     "down: {configMapKeyRef: {name: sql, key: down.sql}}",
-    "down: {configMapKeyRef: {name: sql, key: down.sql}}\n    invariants: [{name: a, before: SELECT 1, after: SELECT 1; \
-     SELECT 2}]",
+    "down: {configMapKeyRef: {name: sql, key: down.sql}}\n    invariants: [{name: a, before: SELECT 1, \
+     after: SELECT 1; SELECT 2}]",
     "spec.migration.invariants[0].after",
     "holds 2 statements"
 )]

@@ -133,14 +133,7 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
     let mut found = vec![];
     found.push(match &status.baseline {
         None => item("baseline", State::Missing, "no evidence in status.baseline"),
-        Some(b) => item(
-            "baseline",
-            State::Ok,
-            format!(
-                "{} users, {} credits, {} purchased, at {:.0}",
-                b.users, b.total_balance, b.total_purchased, b.taken_at
-            ),
-        ),
+        Some(b) => item("baseline", State::Ok, format!("{}, at {:.0}", b.summary(), b.taken_at)),
     });
     let what = "backup, read back";
     found.push(match (&status.backup, &status.verification) {

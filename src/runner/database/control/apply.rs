@@ -72,9 +72,9 @@ pub enum Applied {
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
-/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `RightsLost`, `InvariantBroken`,
-/// `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed` when stopped:
-/// nothing was changed. `ConnectionLost`: the ledger shows the result.
+/// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `RightsLost`,
+/// `InvariantBroken`, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed`
+/// when stopped: nothing was changed. `ConnectionLost`: the ledger shows the result.
 pub async fn run_up(
     client: &mut Client,
     spec: &ControlSpec,

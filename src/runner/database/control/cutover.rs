@@ -131,8 +131,9 @@ impl TransactionsTable {
 /// Those of [`columns`].
 pub(crate) async fn transactions(
     client: &impl GenericClient,
-    spec: &Transactions,
+    spec: Option<&Transactions>,
 ) -> Result<Result<TransactionsTable, String>, Failure> {
+    let Some(spec) = spec else { return Ok(Err("spec.credits.transactions is null".to_owned())) };
     let Some((table, columns)) = columns(client, &spec.table).await? else {
         return Ok(Err(format!("table {} is not there any more", spec.table)));
     };
@@ -155,6 +156,6 @@ pub(crate) async fn transactions(
         created_at: ident(&spec.created_at_column),
         zone: without_zone.then(|| literal(&spec.created_at_time_zone)),
         user_type: type_of(&spec.user_column).unwrap_or_default(),
-        kind: type_of(&spec.type_column).map(|_| ident(&spec.type_column)),
+        kind: spec.type_column.as_deref().filter(|column| type_of(column).is_some()).map(ident),
     }))
 }

@@ -74,7 +74,7 @@ fn table(number: usize) -> String {
 
 async fn record_one(tx: &Transaction<'_>, table: &str, query: &str) -> Result<(), Failure> {
     tx.batch_execute(USE_OWN_SEARCH_PATH_SQL).await?;
-    let (columns, query) = (columns(tx, query).await?, embedded(query));
+    let (columns, query) = (names(columns(tx, query).await?), embedded(query));
     tx.execute(&format!("CREATE TEMPORARY TABLE {table} ({columns}) ON COMMIT DROP AS {query} WITH NO DATA"), &[])
         .await?;
     tx.batch_execute(READ_ONLY).await?;
@@ -86,7 +86,12 @@ async fn record_one(tx: &Transaction<'_>, table: &str, query: &str) -> Result<()
 /// Rows of the first result; of them those that are not in the second; rows of the second that are not in the first.
 async fn compare_one(tx: &Transaction<'_>, table: &str, query: &str) -> Result<[u64; 3], Failure> {
     tx.batch_execute(&format!("{USE_OWN_SEARCH_PATH_SQL}; {READ_ONLY}")).await?;
-    let (columns, query) = (columns(tx, query).await?, embedded(query));
+    let [first, second] = [columns(tx, &format!("TABLE {table}")).await?, columns(tx, query).await?];
+    if first != second {
+        let message = format!("it answers {second} columns, the other query {first}");
+        return Err(Failure::new(Reason::InvariantBroken, message));
+    }
+    let (columns, query) = (names(second), embedded(query));
     let counted = format!(
         "WITH second ({columns}) AS MATERIALIZED ({query})
          SELECT (SELECT pg_catalog.count(*) FROM {table}),
@@ -108,25 +113,30 @@ fn embedded(query: &str) -> String {
     format!("{}\n", query.trim_end().trim_end_matches(';'))
 }
 
-/// Names for the columns of a query: its own may be no names, or be there twice.
-async fn columns(tx: &Transaction<'_>, query: &str) -> Result<String, Failure> {
-    let columns = tx.prepare(query).await?.columns().len();
-    if columns == 0 {
-        return Err(Failure::new(Reason::InvariantBroken, "it answers no column, at least 1 is needed"));
+/// How many columns a query answers.
+async fn columns(tx: &Transaction<'_>, query: &str) -> Result<usize, Failure> {
+    match tx.prepare(query).await?.columns().len() {
+        0 => Err(Failure::new(Reason::InvariantBroken, "it answers no column, at least 1 is needed")),
+        columns => Ok(columns),
     }
-    Ok((0..columns).map(|number| format!("c{number}")).collect::<Vec<_>>().join(", "))
+}
+
+/// Names for so many columns: those of a query may be no names, or be there twice.
+fn names(columns: usize) -> String {
+    (0..columns).map(|number| format!("c{number}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A query that cannot be run. What may pass keeps its reason.
 fn unusable(invariant: &Invariant, field: &str, failure: Failure) -> Failure {
-    if failure.is_connection_lost() || failure.reason.is_contention() {
+    if failure.is_connection_lost() {
         return failure;
     }
+    let reason = if failure.reason.is_contention() { failure.reason } else { Reason::InvariantBroken };
     let message = format!(
         "invariant {}: query {field}: {}; next: correct it in spec.migration.invariants",
         invariant.name, failure.message
     );
-    Failure::new(Reason::InvariantBroken, message)
+    Failure::new(reason, message)
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ impl ControlSpec {
     /// Takes the fields that it needs from a run's `migrationUID`, `migration` and `plan`.
     pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
         let migration = &plan.migration;
-        let mut protected = vec![plan.credits.balances.table.clone(), plan.credits.transactions.table.clone()];
+        let mut protected = vec![plan.credits.balances.table.clone()];
+        protected.extend(plan.credits.transactions.iter().map(|transactions| transactions.table.clone()));
         for table in migration.tables_gone.iter().chain(&migration.protected_tables) {
             if !protected.contains(table) {
                 protected.push(table.clone());

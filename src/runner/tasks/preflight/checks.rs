@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::database;
 use crate::{
-    api::{Check, Reason},
+    api::{BalancesCheck, BalancesComparison, Check, Reason},
     runner::{
         Failure,
         checks::{
@@ -72,6 +72,14 @@ async fn invalid(context: &TaskContext<'_>, client: Option<&Client>, check: &Che
         let answer = prometheus::measure(&Prober::new().ok()?, source, PROBE_TIMEOUT).await;
         let Measurement::Error(problem) = answer else { return None };
         return Some(format!("{problem}; next: correct url and query, and let this namespace's pods reach the server"));
+    }
+    // A trigger that is on by default watches what there is.
+    if let Some(BalancesCheck { compare: BalancesComparison::Users }) = &check.balances
+        && context.spec.plan.credits.transactions.is_none()
+        && !check.is_trigger()
+    {
+        let next = "name that table, set compare: Total, or write a sql check";
+        return Some(format!("spec.credits.transactions is null: nothing explains balances; next: {next}"));
     }
     if check.statements.is_some() {
         return statements::unready(client?).await;

@@ -1,0 +1,87 @@
+//! `spec.credits`: the names of the ledger.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Tables and columns that hold the credits. Defaults are the names of the checklist.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Credits {
+    /// One row per user.
+    pub balances: Balances,
+    /// One row per change of a balance. With `null` there is no such table: nothing explains the balances that the new
+    /// version writes.
+    pub transactions: Option<Transactions>,
+}
+
+impl Default for Credits {
+    fn default() -> Self {
+        Self { balances: Balances::default(), transactions: Some(Transactions::default()) }
+    }
+}
+
+/// The table of balances.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Balances {
+    /// Table, optionally with its schema: `user_credits` or `billing.user_credits`.
+    #[schemars(length(min = 1, max = 127))]
+    pub table: String,
+    /// Column with the user, unique in the table.
+    #[schemars(length(min = 1, max = 63))]
+    pub user_column: String,
+    /// Column with the balance, any exact numeric type.
+    #[schemars(length(min = 1, max = 63))]
+    pub balance_column: String,
+    /// Column with the purchased credits; only read before the migration. `null`: there is none.
+    #[schemars(length(min = 1, max = 63))]
+    pub purchased_column: Option<String>,
+}
+
+impl Default for Balances {
+    fn default() -> Self {
+        Self {
+            table: "user_credits".into(),
+            user_column: "user_id".into(),
+            balance_column: "balance".into(),
+            purchased_column: Some("purchased_credits".into()),
+        }
+    }
+}
+
+/// The table of transactions.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Transactions {
+    /// Table, optionally with its schema.
+    #[schemars(length(min = 1, max = 127))]
+    pub table: String,
+    /// Column with the user.
+    #[schemars(length(min = 1, max = 63))]
+    pub user_column: String,
+    /// Column with the kind of transaction. `null`: there is none, and all count as one kind, `all`.
+    #[schemars(length(min = 1, max = 63))]
+    pub type_column: Option<String>,
+    /// Column with the signed amount in credits.
+    #[schemars(length(min = 1, max = 63))]
+    pub amount_column: String,
+    /// Column with the time of the transaction.
+    #[schemars(length(min = 1, max = 63))]
+    pub created_at_column: String,
+    /// IANA name of the time zone of a `timestamp` column: `Europe/Berlin`. A `timestamptz` column needs none.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"))]
+    pub created_at_time_zone: String,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        Self {
+            table: "credit_transactions".into(),
+            user_column: "user_id".into(),
+            type_column: Some("type".into()),
+            amount_column: "amount".into(),
+            created_at_column: "created_at".into(),
+            created_at_time_zone: "UTC".into(),
+        }
+    }
+}
