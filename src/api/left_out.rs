@@ -101,6 +101,11 @@ impl LeftOutObjects {
     }
 }
 
+impl LeftOut {
+    /// Longest name, in characters.
+    pub const MAX_CHARACTERS: usize = 512;
+}
+
 impl std::fmt::Display for LeftOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.kind, &self.needs, &self.owner) {

@@ -20,6 +20,8 @@ const MAX_ATTEMPTS: u32 = 16;
 const RETRY_SECONDS: i64 = 300;
 /// Notices that are kept in the status, those still to be sent besides.
 const HISTORY_LENGTH: usize = 16;
+/// Of those that ask for a person, besides: one for each cause of each of 16 workloads, and those of the switch itself.
+const URGENT_LENGTH: usize = 40;
 
 impl Transition<'_> {
     /// Names of the channels that get notices of this kind.
@@ -228,16 +230,21 @@ impl NoticeQueue<'_> {
     }
 
     /// Removes the oldest that are not pending until `keep` are left: a status must not grow without end. The last ones
-    /// of the plan and of the maintenance stay: otherwise daily reminders would remove them from the record.
+    /// of the plan and of the maintenance stay: otherwise daily reminders would remove them from the record. Those that
+    /// ask for a person are counted apart: one whose cause lasts would be sent again and again if it were not there.
     fn prune(&mut self, keep: usize) {
         let last = |occasion| self.notices.iter().rfind(|n| n.notice.occasion == occasion).map(|n| n.notice.id.clone());
         let stay = [last(Occasion::Planned), last(Occasion::MaintenanceStarts)];
-        let mut surplus = self.notices.len().saturating_sub(keep);
+        let is_urgent = |status: &NoticeStatus| status.notice.occasion == Occasion::ManualInterventionRequired;
+        let urgent = self.notices.iter().filter(|status| is_urgent(status)).count();
+        let [mut others_surplus, mut urgent_surplus] =
+            [(self.notices.len() - urgent).saturating_sub(keep), urgent.saturating_sub(URGENT_LENGTH)];
         self.notices.retain(|status| {
             let last = stay.iter().flatten().any(|id| *id == status.notice.id);
+            let surplus = if is_urgent(status) { &mut urgent_surplus } else { &mut others_surplus };
             let stays = status.state == NoticeState::Pending || last;
-            let goes = surplus > 0 && !stays;
-            surplus -= usize::from(goes);
+            let goes = *surplus > 0 && !stays;
+            *surplus -= usize::from(goes);
             !goes
         });
     }
@@ -352,6 +359,30 @@ mod tests {
         assert_eq!(status.ids(), ["planned", "two", "three"], "the plan stays");
         status.queue().prune(0);
         assert_eq!(status.ids(), ["planned", "two"], "what is pending stays");
+    }
+
+    /// Each of 16 workloads fails in a rollback, and so does the write of the flag.
+    #[test]
+    fn what_asks_for_a_person_is_not_pruned_while_its_cause_lasts() {
+        let mut status = Status::default();
+        let causes: Vec<String> = (0..=16).map(|number| format!("cause-{number}")).collect();
+        for _ in 0..2 {
+            for cause in &causes {
+                status.enqueue(cause, Occasion::ManualInterventionRequired);
+                status.queue().finish(cause, NoticeState::Delivered);
+            }
+        }
+        assert_eq!(
+            (status.ids(), status.runs),
+            (causes.iter().map(String::as_str).collect(), 17),
+            "none is sent twice"
+        );
+        for number in 0..100 {
+            let id = number.to_string();
+            status.enqueue(&id, Occasion::ManualInterventionRequired);
+            status.queue().finish(&id, NoticeState::Delivered);
+        }
+        assert_eq!(status.ids().len(), URGENT_LENGTH);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 /// Within this time `Ready` names the cause.
 const NAMED_WITHIN: Duration = Duration::from_secs(20);
 /// Within this time triggers without a result are reported: 30 s after a result is late, and what a slow machine takes.
-const UNMEASURED_WITHIN: Duration = Duration::from_secs(60);
+const UNMEASURED_WITHIN: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn a_refused_pod_is_named() {
@@ -116,8 +116,8 @@ async fn a_flag_that_drifts_is_left_alone_by_default() {
         let status = m.status().await;
         assert!(status.problems.iter().any(|p| p.reason == "FlagDrifted"), "{:?}", status.problems);
         world.patch::<ConfigMap>(APP, json!({"data": {FLAG: "v2"}})).await;
-        let status = m.until("the end of the drift", |status| ready(status).0 != "FlagDrifted").await;
-        assert_eq!((status.problems, world.running().await.as_str()), (vec![], "v2"));
+        m.until("the end of the drift", |s| s.problems.is_empty() && ready(s).0 != "FlagDrifted").await;
+        assert_eq!(world.running().await, "v2");
         let events = world.events(&m.name).await;
         assert_eq!(events.iter().filter(|(reason, _)| reason == "FlagDrifted").count(), 1, "{events:?}");
         assert_eq!(about(&inbox(&notices).await), 1);

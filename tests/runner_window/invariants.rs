@@ -50,6 +50,23 @@ async fn what_is_moved_to_other_tables_and_types_is_the_same() {
     control::run_down(&mut client, &spec, &restored).await.unwrap();
 }
 
+/// It says nothing, no SQL cures it, and writes are blocked.
+#[tokio::test]
+async fn a_rollback_goes_on_without_what_cannot_be_run() {
+    let database = Database::new().await;
+    let spec = with(&[("SELECT 1", "SELECT 1 FROM notes LIMIT 1"), (AMOUNTS, AMOUNTS)]);
+    let mut client = database.prepared(&spec).await;
+    let up = sql(&[GONE, "CREATE TABLE notes AS SELECT 1"]);
+    let down = sql(&["DROP TABLE IF EXISTS notes"]);
+    control::run_up(&mut client, &spec, &up, &down, &StopSignal::default()).await.unwrap();
+    client.batch_execute("DROP TABLE public.notes").await.unwrap();
+    let failure = control::rehearse_down(&mut client, &spec, &down).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::InvariantBroken, "a rehearsal finds it: {failure}");
+    let applied = control::run_down(&mut client, &spec, &down).await.unwrap();
+    let Applied::Now { invariants, .. } = applied else { panic!("{applied:?}") };
+    assert_eq!(invariants, [InvariantEvidence { name: "i1".to_owned(), rows: 200 }]);
+}
+
 #[tokio::test]
 async fn a_result_that_the_up_sql_changes_is_refused() {
     let database = Database::new().await;

@@ -68,8 +68,8 @@ async fn a_rollback_does_not_wait_for_its_rehearsal() {
     writable(&database, false).await;
 }
 
-/// Pods of the old version may be ready before the down SQL has run: only who has a lock is ended, however often the SQL
-/// is retried, and whether or not the migration role sees when a session started.
+/// Pods of the old version may be ready before the down SQL has run: only who has a lock is ended, however often the
+/// SQL is retried, and whether or not the migration role sees when a session started.
 #[tokio::test]
 async fn sessions_of_the_old_version_stay_through_the_retries_of_a_rollback() {
     let (database, desk) = (Database::new().await, Desk::new());

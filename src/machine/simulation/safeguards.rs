@@ -234,7 +234,7 @@ impl World {
         let alerted =
             notices().any(|n| n.notice.occasion == Occasion::ManualInterventionRequired && !is_waiting_notice(n));
         let stuck = is_switch_stuck(observed, status);
-        let told = notices().any(|n| n.notice.id.contains(".switch-back."));
+        let notified_of_switch = notices().any(|n| n.notice.id.contains(".switch-back."));
         let true_now = self.now;
 
         let watch = &mut self.watch;
@@ -244,7 +244,7 @@ impl World {
         watch.silent_overdue = count(watch.silent_overdue, overdue && !alerted);
         watch.stuck_since = watch.stuck_since.or(Some(true_now)).filter(|_| stuck);
         let known = |since: Time| true_now > since + seconds(NOTIFIED_SECONDS + SKEW_SECONDS);
-        watch.silent_switch = count(watch.silent_switch, watch.stuck_since.is_some_and(known) && !told);
+        watch.silent_switch = count(watch.silent_switch, watch.stuck_since.is_some_and(known) && !notified_of_switch);
         let cause = status.conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.reason.clone()).unwrap_or_default();
         watch.waited.extend(started.filter(|_| waits).map(|started| (started, cause)));
         watch.waiting_notices.extend(notices().filter(|n| is_waiting_notice(n)).map(|n| n.notice.id.clone()));

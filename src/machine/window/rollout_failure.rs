@@ -9,9 +9,9 @@
 //! | A rollout of a rollback takes twice as long as expected, and Kubernetes names no cause | then |
 //!
 //! On the forward path an order that waits and failing pods end the window before its deadline, by a rollback, which is
-//! notified of; the deadline ends the others. A rollback has nowhere else to go: both versions may serve, so it goes on.
-//! People are notified of each other cause when it counts, once for each switch, whether it was acknowledged meanwhile
-//! or not. A rollout that makes progress is no cause.
+//! notified of; the deadline ends the others. A rollback has nowhere else to go: both versions may serve, so it goes
+//! on. People are notified of each other cause when it counts, once for each switch, whether it was acknowledged
+//! meanwhile or not. A rollout that makes progress is no cause.
 
 use jiff::SignedDuration;
 

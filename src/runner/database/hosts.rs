@@ -12,7 +12,7 @@ const DEFAULT_PORT: u16 = 5432;
 /// One host of the URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
-    /// Its name or address, percent-encoded as in the URL until [`Host::decoded`].
+    /// Its name or address, decoded.
     pub(super) name: String,
     pub(super) port: u16,
 }

@@ -15,7 +15,9 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, WrittenUsers, compare_with, reconcile},
-    ident, invariants, millis,
+    ident,
+    invariants::{self, NotRun},
+    millis,
     outside::SharedObjects,
     owner::sql_role,
     protected, rights,
@@ -212,7 +214,11 @@ async fn transaction(
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
-    invariants::record(&tx, spec, direction).await?;
+    let not_run = match which {
+        Run::Up { .. } | Run::RehearsedUp { .. } | Run::RehearsedDown => NotRun::Refused,
+        Run::Down => NotRun::LeftOut,
+    };
+    let recorded = invariants::record(&tx, spec, direction, not_run).await?;
 
     let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
@@ -250,7 +256,7 @@ async fn transaction(
         );
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
-    let invariants = invariants::compare(&tx, spec, direction).await?;
+    let invariants = invariants::compare(&tx, spec, direction, not_run, &recorded).await?;
     verify(&tx, spec, direction).await?;
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());

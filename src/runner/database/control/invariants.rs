@@ -2,8 +2,10 @@
 //!
 //! # Contract
 //! - The one runs before the SQL, under its locks, the other after it, in the same transaction: nothing else changes
-//!   what they read. In a rollback `after` is the one before.
+//!   what they read of the protected tables. In a rollback `after` is the one before.
 //! - They only read: each runs in a subtransaction that is read-only.
+//! - A difference undoes the SQL, in a rollback, too. A query that cannot be run shows none, and no SQL cures it: it
+//!   undoes the up SQL and the rehearsals, but a rollback in a window, with writes blocked, goes on without it.
 //! - Results are compared in the server, row by row, whatever their order: as `EXCEPT ALL` does, so `5` equals `5.00`.
 //!   They may be personal, and never leave it: differences are counted.
 
@@ -13,21 +15,44 @@ use super::ControlSpec;
 use crate::{
     api::{Direction, Invariant, InvariantEvidence, Reason},
     runner::{
-        Failure,
+        Failure, UnlessLost,
         database::connection::{PIN_SEARCH_PATH_SQL, USE_OWN_SEARCH_PATH_SQL},
     },
+    shared::sql,
 };
+
+/// The invariants whose first query was run, by their place in the spec.
+pub(super) struct Recorded(Vec<usize>);
+
+/// What becomes of an invariant with a query that cannot be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotRun {
+    /// It counts as broken.
+    Refused,
+    /// It is left out, with a warning.
+    LeftOut,
+}
 
 /// Keeps what the first query of each invariant answers.
 ///
 /// # Errors
-/// `InvariantBroken` if a query cannot be run; `LockTimeout`, `DatabaseUnavailable`; those of a lost connection.
-pub(super) async fn record(tx: &Transaction<'_>, spec: &ControlSpec, direction: Direction) -> Result<(), Failure> {
+/// `InvariantBroken` if a query cannot be run and may not be left out; `LockTimeout`, `DatabaseUnavailable`; those of
+/// a lost connection.
+pub(super) async fn record(
+    tx: &Transaction<'_>,
+    spec: &ControlSpec,
+    direction: Direction,
+    not_run: NotRun,
+) -> Result<Recorded, Failure> {
+    let mut recorded = Vec::with_capacity(spec.invariants.len());
     for (number, invariant) in spec.invariants.iter().enumerate() {
         let (field, query) = queries(invariant, direction)[0];
-        record_one(tx, &table(number), query).await.map_err(|failure| unusable(invariant, field, failure))?;
+        let done = attempt(tx, record_one(tx, &table(number), query)).await?;
+        if let Some(()) = usable(done, invariant, field, not_run)? {
+            recorded.push(number);
+        }
     }
-    Ok(())
+    Ok(Recorded(recorded))
 }
 
 /// Compares it with what the second query answers.
@@ -38,24 +63,46 @@ pub(super) async fn compare(
     tx: &Transaction<'_>,
     spec: &ControlSpec,
     direction: Direction,
+    not_run: NotRun,
+    recorded: &Recorded,
 ) -> Result<Vec<InvariantEvidence>, Failure> {
-    let mut held = Vec::with_capacity(spec.invariants.len());
-    for (number, invariant) in spec.invariants.iter().enumerate() {
+    let mut held = Vec::with_capacity(recorded.0.len());
+    for &number in &recorded.0 {
+        let Some(invariant) = spec.invariants.get(number) else { continue };
         let (field, query) = queries(invariant, direction)[1];
-        let compared = compare_one(tx, &table(number), query).await;
-        let [rows, gone, new] = compared.map_err(|failure| unusable(invariant, field, failure))?;
+        let compared = attempt(tx, compare_one(tx, &table(number), query)).await?;
+        let Some([rows, gone, new]) = usable(compared, invariant, field, not_run)? else { continue };
         if gone + new > 0 {
+            let sql = direction.sql_name();
             let message = format!(
                 "invariant {}: of {rows} rows before the {sql} SQL {gone} are not there after it, {new} others are, \
-                 limit 0; next: run both queries by hand; correct the {sql} SQL, or spec.migration.invariants",
-                invariant.name,
-                sql = direction.sql_name()
+                 limit 0; next: run both queries by hand; correct the {sql} SQL in its ConfigMap, or, before the \
+                 window, spec.migration.invariants",
+                invariant.name
             );
             return Err(Failure::new(Reason::InvariantBroken, message));
         }
         held.push(InvariantEvidence { name: invariant.name.clone(), rows });
     }
     Ok(held)
+}
+
+/// Runs the queries of one invariant so that the transaction can go on after a failure.
+///
+/// # Errors
+/// Those of a lost connection; of a transaction that cannot go on.
+async fn attempt<T>(
+    tx: &Transaction<'_>,
+    queries: impl Future<Output = Result<T, Failure>>,
+) -> Result<Result<T, Failure>, Failure> {
+    tx.batch_execute("SAVEPOINT invariant_attempt").await?;
+    let done = queries.await;
+    match &done {
+        Ok(_) => tx.batch_execute("RELEASE SAVEPOINT invariant_attempt").await?,
+        Err(failure) if failure.is_connection_lost() => {}
+        Err(_) => tx.batch_execute("ROLLBACK TO SAVEPOINT invariant_attempt").await?,
+    }
+    done.unless_lost()
 }
 
 /// The query that runs before the SQL of a direction, and the one after it, each with the name of its field.
@@ -108,9 +155,15 @@ async fn compare_one(tx: &Transaction<'_>, table: &str, query: &str) -> Result<[
 const READ_ONLY: &str = "SAVEPOINT invariant; SET LOCAL transaction_read_only = on";
 const READ_WRITE: &str = "RELEASE SAVEPOINT invariant";
 
-/// A query as part of another statement. A comment at its end must not comment out what follows.
+/// A query as part of another statement: without its semicolon, and a comment at its end must not comment out what
+/// follows.
 fn embedded(query: &str) -> String {
-    format!("{}\n", query.trim_end().trim_end_matches(';'))
+    let text = match sql::read(query).as_deref() {
+        Ok([statement]) => statement.text.clone(),
+        // What our parser does not know.
+        _ => query.trim_end().trim_end_matches(';').to_owned(),
+    };
+    format!("{text}\n")
 }
 
 /// How many columns a query answers.
@@ -126,17 +179,27 @@ fn names(columns: usize) -> String {
     (0..columns).map(|number| format!("c{number}")).collect::<Vec<_>>().join(", ")
 }
 
-/// A query that cannot be run. What may pass keeps its reason.
-fn unusable(invariant: &Invariant, field: &str, failure: Failure) -> Failure {
-    if failure.is_connection_lost() {
-        return failure;
-    }
-    let reason = if failure.reason.is_contention() { failure.reason } else { Reason::InvariantBroken };
+/// `None` for an invariant that is left out. What may pass keeps its reason.
+fn usable<T>(
+    done: Result<T, Failure>,
+    invariant: &Invariant,
+    field: &str,
+    not_run: NotRun,
+) -> Result<Option<T>, Failure> {
+    let failure = match done {
+        Ok(result) => return Ok(Some(result)),
+        Err(failure) => failure,
+    };
     let message = format!(
         "invariant {}: query {field}: {}; next: correct it in spec.migration.invariants",
         invariant.name, failure.message
     );
-    Failure::new(reason, message)
+    if not_run == NotRun::LeftOut {
+        tracing::warn!(error = message, "the rollback goes on without an invariant that cannot be run");
+        return Ok(None);
+    }
+    let reason = if failure.reason.is_contention() { failure.reason } else { Reason::InvariantBroken };
+    Err(Failure::new(reason, message))
 }
 
 #[cfg(test)]
@@ -153,6 +216,7 @@ mod tests {
     #[test]
     fn the_end_of_a_query_does_not_reach_what_follows() {
         assert_eq!(embedded("SELECT 1; \n"), "SELECT 1\n");
-        assert_eq!(embedded("SELECT 1 -- all"), "SELECT 1 -- all\n");
+        assert_eq!(embedded("SELECT 1; -- all"), "SELECT 1\n");
+        assert_eq!(embedded("SELECT 1 -- all"), "SELECT 1\n");
     }
 }

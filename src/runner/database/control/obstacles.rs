@@ -176,7 +176,9 @@ impl ObstacleFinder {
                 Some(Obstacle { kind: holder.kind(spec, direction, deadlock_timeout)?, ..holder.found.clone() })
             })
             .collect();
-        if !refused || holders.iter().any(|holder| holder.refuses) {
+        let seen =
+            refused && (holders.iter().any(|holder| holder.refuses) || lock_is_waited_for(client, &tables).await?);
+        if !refused || seen {
             self.refused_since = None;
         } else {
             let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
@@ -242,6 +244,19 @@ impl ObstacleFinder {
         }
         Ok(holders)
     }
+}
+
+/// Whether another session waits for a lock with which that of the window is refused: behind one that only reads, which
+/// the window can end.
+async fn lock_is_waited_for(client: &Client, tables: &[Table]) -> Result<bool, Failure> {
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    let query = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'relation' AND NOT l.granted
+           AND l.mode {REFUSES}
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+           AND l.relation = ANY (SELECT pg_catalog.to_regclass(name)::oid FROM unnest($1::text[]) AS name))"
+    );
+    Ok(client.query_one(&query, &[&names]).await?.get(0))
 }
 
 /// Whether the lock that the window takes first is refused now.

@@ -175,7 +175,8 @@ impl Object {
             word => word,
         };
         let name = format!("{word} {}", self.identity);
-        LeftOut { kind, name: name.chars().take(512).collect(), owner: self.owner.clone(), needs: self.needs.clone() }
+        let short = |text: &str| text.chars().take(LeftOut::MAX_CHARACTERS).collect();
+        LeftOut { kind, name: short(&name), owner: self.owner.clone(), needs: self.needs.as_deref().map(short) }
     }
 
     fn owner_statement(&self) -> Option<String> {
