@@ -285,6 +285,16 @@ impl RehearsalEvidence {
         )
     }
 
+    /// It has passed, but people should know more than that: a check that fails on the copy may start a rollback on the
+    /// new version, what the copy went without was not rehearsed, the application loses rights, or an invariant compared
+    /// no row.
+    pub fn has_reservations(&self) -> bool {
+        !self.checks_not_passing.is_empty()
+            || !self.left_out.is_empty()
+            || !self.rights_lost.is_empty()
+            || self.invariants.iter().any(|invariant| invariant.rows == 0)
+    }
+
     /// What the copy went without, which invariants held and which rights are lost, as the end of another line.
     pub fn appended(&self) -> String {
         let parts = [self.left_out.summary(), self.invariants_summary(), self.rights_summary()];
@@ -298,7 +308,7 @@ impl RehearsalEvidence {
     }
 
     /// Which rights are lost, with the statements that keep them, in one line; `None` if none is.
-    pub fn rights_summary(&self) -> Option<String> {
+    fn rights_summary(&self) -> Option<String> {
         let (rights, grants) = (LostRight::count(&self.rights_lost), LostRight::grants(&self.rights_lost));
         let text = format!("roles of the application lose {rights} rights; to keep them add to the up SQL: {grants}");
         (rights > 0).then_some(text)

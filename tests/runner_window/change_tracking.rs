@@ -91,6 +91,16 @@ async fn a_refresh_of_many_users_is_complete() {
     assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 120_001);
     assert_eq!(database.value(ROWS).await, "0 0");
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
+    root.batch_execute(
+        "UPDATE user_credits SET balance = balance + 1; TRUNCATE user_credits;
+         INSERT INTO user_credits (user_id, balance) VALUES (1000, 7)",
+    )
+    .await
+    .unwrap();
+    control::refresh_baseline(&mut client, &spec).await.unwrap();
+    assert_eq!(database.value(ROWS).await, "0 0");
+    let compared = control::compare(&client, &spec).await.unwrap();
+    assert_eq!((compared.users, compared.unexplained), (1, 0));
 }
 
 /// An operator that is upgraded in the middle of a migration.

@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Occasion, Phase, ReadyReason, SQL_LABEL, Step, Time},
+    api::{DecisionKind, Occasion, Phase, ReadyReason, RehearsalEvidence, SQL_LABEL, Step, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -93,11 +93,9 @@ impl Transition<'_> {
             true => "every line of the checklist is covered".to_owned(),
             false => format!("not covered by the spec: {}", gaps.join(", ")),
         };
-        let rehearsal = self.status.rehearsal.as_ref();
-        let rights = rehearsal.and_then(|rehearsal| rehearsal.rights_summary());
-        let rights = rights.map_or_else(String::new, |lost| format!("; {lost}"));
+        let found = self.status.rehearsal.as_ref().map_or_else(String::new, RehearsalEvidence::appended);
         let text = format!(
-            "{approved}{who}{window}; {covered}{rights}; to read the plan: {}; next: {}",
+            "{approved}{who}{window}; {covered}{found}; to read the plan: {}; next: {}",
             self.observed.plugin("plan", ""),
             self.observed.plugin("approve", "")
         );

@@ -1,7 +1,7 @@
 //! Rights that the application loses by the up SQL.
 
 use super::*;
-use crate::api::{LostRight, Occasion, RehearsalEvidence};
+use crate::api::{LeftOut, LeftOutKind, LeftOutObjects, LostRight, Occasion, RehearsalEvidence};
 
 #[test]
 fn lost_rights_are_reported_with_the_approval_and_the_window_knows_them() {
@@ -10,6 +10,9 @@ fn lost_rights_are_reported_with_the_approval_and_the_window_knows_them() {
         object: "TABLE public.users".into(),
         privileges: vec!["INSERT".into(), "SELECT".into()],
     }];
+    let trigger =
+        LeftOut { kind: LeftOutKind::Superuser, name: "event trigger watch".into(), owner: None, needs: None };
+    let left_out = LeftOutObjects::new(vec![trigger]);
     let channels = serde_json::json!([
         {"name": "chat", "audiences": ["Team"], "slack": {"urlSecretRef": {"name": "a", "key": "b"}}}
     ]);
@@ -18,7 +21,11 @@ fn lost_rights_are_reported_with_the_approval_and_the_window_knows_them() {
         s.spec.notifications.channels = serde_json::from_value(channels).unwrap();
         s.succeed(Task::Rehearse)
             .report(Task::Rehearse, |status| {
-                status.rehearsal = Some(RehearsalEvidence { rights_lost: lost.clone(), ..fixtures::rehearsal(20.0) });
+                status.rehearsal = Some(RehearsalEvidence {
+                    left_out: left_out.clone(),
+                    rights_lost: lost.clone(),
+                    ..fixtures::rehearsal(20.0)
+                });
             })
             .settle();
         let reported = "roles of the application lose 2 rights; to keep them add to the up SQL: GRANT INSERT, SELECT \
@@ -27,7 +34,9 @@ fn lost_rights_are_reported_with_the_approval_and_the_window_knows_them() {
         assert!(passed.message.contains(reported), "{}", passed.message);
         if !s.spec.notifications.channels.is_empty() {
             let asked = s.status.notices.iter().find(|n| n.notice.occasion == Occasion::ApprovalDue).unwrap();
-            assert!(asked.notice.message.contains(reported), "{}", asked.notice.message);
+            for part in [reported, "event trigger watch"] {
+                assert!(asked.notice.message.contains(part), "{}", asked.notice.message);
+            }
             return;
         }
         s.confirm_presence().wait(1).submit("ann", DecisionKind::Approve).submit("bob", DecisionKind::Approve).settle();

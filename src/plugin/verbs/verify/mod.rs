@@ -158,13 +158,7 @@ fn backup(status: &CreditMigrationStatus) -> Vec<CheckedItem> {
         }
         (Some(r), _) => item(
             what,
-            // Passed, but worth a review: a check that fails on the copy may start a rollback on the new version, and
-            // neither what the copy went without nor what takes rights from the application may be a surprise.
-            if r.checks_not_passing.is_empty() && r.left_out.is_empty() && r.rights_lost.is_empty() {
-                State::Ok
-            } else {
-                State::Note
-            },
+            if r.has_reservations() { State::Note } else { State::Ok },
             format!(
                 "{} users; {} tables equal after the rollback; migration {}, rollback {}; {}; {}{}",
                 r.users,
