@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{
     cluster::{eventually, remove_image, tag_image},
-    harness::{APP, APPROVERS, DEADLINE, FLAG, LASTS, Setup, World, e2e},
+    harness::{APP, APPROVERS, FLAG, LASTS, Setup, World, e2e},
     latch::Latch,
     migration::{Migration, condition, ready},
 };
@@ -396,7 +396,8 @@ async fn pods_that_are_refused_end_the_window_early() {
 #[tokio::test]
 async fn a_rollback_whose_switch_is_refused_is_given_up_at_the_deadline() {
     e2e("given-up", Setup::default(), |world| async move {
-        let spec = json!({"window": {"maxDuration": DEADLINE}, "monitoring": {"duration": LASTS}});
+        // Enough for the window of the new version, and short enough to wait for in that of the rollback.
+        let spec = json!({"window": {"maxDuration": "90s"}, "monitoring": {"duration": LASTS}});
         let m = world.migrate("simplify", spec).await;
         m.approve().await;
         m.phase(Phase::Monitoring).await;
@@ -414,7 +415,7 @@ async fn a_rollback_whose_switch_is_refused_is_given_up_at_the_deadline() {
             let status = m.until("RollbackFailed", |s| s.phase == Some(Phase::RollbackFailed)).await;
             let (reason, message) = ready(&status);
             assert_eq!((reason.as_str(), status.writes), ("RollbackNotStarted", Some(Writes::Open)), "{message}");
-            for part in ["could not be switched back to v1 within 60s", "writes are open again", "next: kubectl"] {
+            for part in ["could not be switched back to v1 within 90s", "writes are open again", "next: kubectl"] {
                 assert!(message.contains(part), "{message} lacks {part}");
             }
             m.event("EffectRefused", "the flag is frozen").await;
