@@ -198,6 +198,7 @@ async fn writes_stay_blocked_while_balances_are_unexplained() {
         "DROP TABLE credit_purchases; DROP TABLE credit_packages",
         "ALTER TABLE user_credits RENAME TO old",
         "CREATE TABLE user_credits AS SELECT * FROM old WHERE user_id <> 9",
+        "GRANT SELECT, INSERT, UPDATE ON user_credits TO app",
     ]);
     let down = sql(&[
         "DROP TABLE user_credits; ALTER TABLE old RENAME TO user_credits",
