@@ -121,34 +121,6 @@ async fn a_rollback_without_confirmation_shows_its_last_rehearsal() {
     .await;
 }
 
-/// What the operator has persisted of a pod that a quota refuses is on the screen, with the next command.
-#[tokio::test]
-async fn a_pod_that_does_not_start_is_on_the_screen_of_status() {
-    with_cluster("problem", async |w| {
-        w.admin.create("creditmigrations", &w.migration("m"), false).await.object();
-        let next = "kubectl -n shop describe job m-rehearse-1; kubectl -n shop describe pods -l job-name=m-rehearse-1";
-        let text =
-            format!("the pod of Job m-rehearse-1 does not start: FailedCreate: must specify limits.cpu; next: {next}");
-        let at = "2030-01-02T00:00:00Z";
-        let status = json!({
-            "phase": "Preparing",
-            "problems": [{"reason": "PodNotStarted", "subject": "m-rehearse-1", "since": at, "reported": true,
-                "message": text}],
-            "conditions": [{"type": "Ready", "status": "False", "reason": "PodNotStarted", "message": text,
-                "lastTransitionTime": at}],
-        });
-        w.operator.patch("creditmigrations/m/status", &json!({"status": status})).await.object();
-        let mut plugin = Command::new(env!("CARGO_BIN_EXE_kubectl-creditmigration"));
-        let output = plugin.args(["status", "m", "-n", &w.admin.namespace]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let screen = String::from_utf8(output.stdout).unwrap();
-        let problem = screen.lines().find(|line| line.starts_with("PodNotStarted ")).unwrap_or_default();
-        assert!(problem.ends_with(&text), "{screen}");
-        assert!(screen.contains(&format!("\n  next:      {next}\n")), "{screen}");
-    })
-    .await;
-}
-
 /// A caller who may only read: `plan` cannot say whether the object would be accepted, and a decision names who grants
 /// the permission.
 #[tokio::test]
