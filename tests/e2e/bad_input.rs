@@ -239,7 +239,7 @@ async fn rehearsed(name: &str, cases: Vec<Rehearsed>) {
             )
             .await;
         // Each edit fixes the previous fault and introduces the next one.
-        let good = world.spec(json!({"migration": {"verifyUp": "SELECT count(*) > 0 FROM users"}}));
+        let good = world.spec(json!({"migration": {"verifyUp": "SELECT count(*) > 0 FROM users", "invariants": []}}));
         let mut first = None;
         let mut wrong = vec![];
         for (patch, reason, parts) in cases {
