@@ -286,8 +286,8 @@ impl RehearsalEvidence {
     }
 
     /// It has passed, but people should know more than that: a check that fails on the copy may start a rollback on the
-    /// new version, what the copy went without was not rehearsed, the application loses rights, or an invariant compared
-    /// no row.
+    /// new version, what the copy went without was not rehearsed, the application loses rights, or an invariant has
+    /// compared no row.
     pub fn has_reservations(&self) -> bool {
         !self.checks_not_passing.is_empty()
             || !self.left_out.is_empty()
