@@ -19,6 +19,8 @@ pub(super) enum Fault {
     OnePersonTwice,
     /// 4: evidence and approvals outlast an edit of the spec.
     EditIgnored,
+    /// 3: whether an answer of the probe is fresh follows from the operator's own clock.
+    ProbedByOwnClock,
     /// 3: a rollback that is given up does not write the flag once more before it unblocks writes.
     FlagNotConfirmed,
     /// 7: a window, or a rollback, blocks writes although it could not be ended.

@@ -385,6 +385,7 @@ fn each_deliberate_defect_is_found(#[case] defect: Defect, #[case] property: &st
 #[case(faults::Fault::LostJobAwaited, "6:")]
 #[case(faults::Fault::LostCheckAwaited, "6: a check is due")]
 #[case(faults::Fault::FlagNotConfirmed, "3:")]
+#[case(faults::Fault::ProbedByOwnClock, "3:")]
 #[case(faults::Fault::BlocksWithoutExit, "7:")]
 #[case(faults::Fault::RollbackNotGivenUp, "7:")]
 #[case(faults::Fault::FailedRolloutAwaited, "7:")]

@@ -2,7 +2,10 @@
 
 use crate::{
     api::{CreditMigrationSpec, Direction, OnDrift, ReadyReason, Time, WindowProgress},
-    machine::{Effect, ObservedFlag, Transition, Workload},
+    machine::{
+        Effect, ObservedFlag, Transition, Workload,
+        faults::{Fault, fault},
+    },
     shared::{quoted::Quoted, time::seconds},
 };
 
@@ -139,7 +142,8 @@ impl Transition<'_> {
         }
         let settled_at = *window.settled_at.get_or_insert(now);
         // Compared with the runner's clock alone: two hosts' clocks differ.
-        let fresh = progress.observed_at > window.probed_before;
+        let before = if fault(Fault::ProbedByOwnClock) { Some(settled_at) } else { window.probed_before };
+        let fresh = progress.observed_at > before;
         match progress.observed_version.as_deref().filter(|_| fresh) {
             Some(answer) if answer == self.wanted_version(direction) => Rollout::Complete,
             Some(answer) => {
