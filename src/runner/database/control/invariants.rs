@@ -21,8 +21,13 @@ use crate::{
     shared::sql,
 };
 
-/// The invariants whose first query was run, by their place in the spec.
-pub(super) struct Recorded(Vec<usize>);
+/// The invariants whose first query was run.
+pub(super) struct Recorded<'a> {
+    direction: Direction,
+    not_run: NotRun,
+    /// Each with its place in the spec.
+    invariants: Vec<(usize, &'a Invariant)>,
+}
 
 /// What becomes of an invariant with a query that cannot be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,37 +43,31 @@ pub(super) enum NotRun {
 /// # Errors
 /// `InvariantBroken` if a query cannot be run and may not be left out; `LockTimeout`, `DatabaseUnavailable`; those of
 /// a lost connection.
-pub(super) async fn record(
+pub(super) async fn record<'a>(
     tx: &Transaction<'_>,
-    spec: &ControlSpec,
+    spec: &'a ControlSpec,
     direction: Direction,
     not_run: NotRun,
-) -> Result<Recorded, Failure> {
-    let mut recorded = Vec::with_capacity(spec.invariants.len());
+) -> Result<Recorded<'a>, Failure> {
+    let mut invariants = Vec::with_capacity(spec.invariants.len());
     for (number, invariant) in spec.invariants.iter().enumerate() {
         let (field, query) = queries(invariant, direction)[0];
         let done = attempt(tx, record_one(tx, &table(number), query)).await?;
         if let Some(()) = usable(done, invariant, field, not_run)? {
-            recorded.push(number);
+            invariants.push((number, invariant));
         }
     }
-    Ok(Recorded(recorded))
+    Ok(Recorded { direction, not_run, invariants })
 }
 
 /// Compares it with what the second query answers.
 ///
 /// # Errors
 /// As [`record`]; `InvariantBroken` if the results differ.
-pub(super) async fn compare(
-    tx: &Transaction<'_>,
-    spec: &ControlSpec,
-    direction: Direction,
-    not_run: NotRun,
-    recorded: &Recorded,
-) -> Result<Vec<InvariantEvidence>, Failure> {
-    let mut held = Vec::with_capacity(recorded.0.len());
-    for &number in &recorded.0 {
-        let Some(invariant) = spec.invariants.get(number) else { continue };
+pub(super) async fn compare(tx: &Transaction<'_>, recorded: Recorded<'_>) -> Result<Vec<InvariantEvidence>, Failure> {
+    let Recorded { direction, not_run, invariants } = recorded;
+    let mut held = Vec::with_capacity(invariants.len());
+    for (number, invariant) in invariants {
         let (field, query) = queries(invariant, direction)[1];
         let compared = attempt(tx, compare_one(tx, &table(number), query)).await?;
         let Some([rows, gone, new]) = usable(compared, invariant, field, not_run)? else { continue };
