@@ -43,37 +43,50 @@ struct Servers {
     dir: PathBuf,
     database: u16,
     store: u16,
+    _script: Script,
+}
+
+/// A script of this folder that has started servers.
+pub struct Script {
+    pub dir: PathBuf,
+    /// What it says next, once; `None` if it has ended.
+    pub said: Option<String>,
     // The shell waits for the end of this pipe.
     _alive: ChildStdin,
 }
 
-// Its shell ends by itself when this process does.
-#[allow(clippy::zombie_processes)]
+impl Script {
+    // Its shell ends by itself when this process does.
+    #[allow(clippy::zombie_processes)]
+    pub fn start(name: &str, arguments: &[PathBuf]) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runner_data");
+        let mut child = Command::new("sh")
+            .arg(folder.join(name))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let dir = PathBuf::from(lines.next().unwrap().unwrap());
+        let said = lines.next().transpose().unwrap();
+        Self { dir, said, _alive: child.stdin.take().unwrap() }
+    }
+}
+
 fn start() -> Servers {
     let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (database, store) = (port(), port());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/start.sh");
-    let mut child = Command::new("sh")
-        .args([
-            script.into(),
-            programs::SERVER.clone(),
-            versitygw(),
-            database.to_string().into(),
-            store.to_string().into(),
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let dir = PathBuf::from(lines.next().unwrap().unwrap());
-    assert_eq!(lines.next().unwrap().unwrap(), "started");
+    let ports = [database, store].map(|port| PathBuf::from(port.to_string()));
+    let arguments = [programs::SERVER.clone(), versitygw()].into_iter().chain(ports).collect::<Vec<_>>();
+    let script = Script::start("start.sh", &arguments);
+    assert_eq!(script.said.as_deref(), Some("started"));
     let started = Instant::now();
     while [database, store].iter().any(|port| TcpStream::connect(("127.0.0.1", *port)).is_err()) {
-        assert!(started.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", dir.display());
+        assert!(started.elapsed() < SERVER_START_TIMEOUT, "the servers do not start, see {}", script.dir.display());
         std::thread::sleep(Duration::from_millis(20));
     }
-    Servers { dir, database, store, _alive: child.stdin.take().unwrap() }
+    Servers { dir: script.dir.clone(), database, store, _script: script }
 }
 
 static SERVERS: OnceLock<Servers> = OnceLock::new();

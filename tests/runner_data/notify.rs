@@ -1,10 +1,8 @@
 //! Notify against a real mail server and a real web server, both with TLS of a private authority.
 
 use std::{
-    io::{BufRead, BufReader},
     net::TcpListener,
     path::PathBuf,
-    process::{ChildStdin, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -26,6 +24,8 @@ use credit_migration::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::harness::Script;
+
 pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(20);
 /// None of them may be in a message.
 const SECRETS: &[&str] =
@@ -38,28 +38,19 @@ pub struct Office {
     implicit: u16,
     plain: u16,
     web: u16,
-    _alive: ChildStdin,
+    _script: Script,
 }
 
 static OFFICE: OnceLock<Office> = OnceLock::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-// Its shell ends by itself when this process does.
-#[allow(clippy::zombie_processes)]
 fn start() -> Office {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data");
-    let mut child = Command::new("sh")
-        .args([format!("{folder}/notify.sh"), format!("{folder}/notify.py")])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let dir = PathBuf::from(lines.next().unwrap().unwrap());
-    let ports = lines.next().expect("the servers do not start; next: apt-get install python3-aiosmtpd").unwrap();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/notify.py");
+    let script = Script::start("notify.sh", &[program.into()]);
+    let ports = script.said.clone().expect("the servers do not start; next: apt-get install python3-aiosmtpd");
     let ports: Vec<u16> = ports.split(' ').map(|port| port.parse().unwrap()).collect();
     let [start_tls, implicit, plain, web] = ports[..] else { panic!("{ports:?}") };
-    Office { dir, start_tls, implicit, plain, web, _alive: child.stdin.take().unwrap() }
+    Office { dir: script.dir.clone(), start_tls, implicit, plain, web, _script: script }
 }
 
 impl Office {

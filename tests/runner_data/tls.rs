@@ -2,11 +2,9 @@
 //! `pg_dump`.
 
 use std::{
-    io::{BufRead, BufReader},
     net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
-    process::{ChildStdin, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,35 +14,27 @@ use credit_migration::{
 };
 use tokio_postgres::Client;
 
-use crate::{harness::World, programs};
+use crate::{
+    harness::{Script, World},
+    programs,
+};
 
 /// A server of its own.
 struct Server {
     dir: PathBuf,
     port: u16,
     spec: MigrationRunSpec,
-    // The shell waits for the end of this pipe.
-    _alive: ChildStdin,
+    _script: Script,
 }
 
 impl Server {
-    // Its shell ends by itself when this process does.
-    #[allow(clippy::zombie_processes)]
     async fn start() -> Self {
         let mut spec = World::new().await.spec;
         spec.plan.database.name = "postgres".to_owned();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/runner_data/tls.sh");
-        let mut child = Command::new("sh")
-            .args([script.into(), programs::SERVER.clone(), port.to_string().into()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let dir = PathBuf::from(lines.next().unwrap().unwrap());
-        assert_eq!(lines.next().unwrap().unwrap(), "started");
-        let server = Self { dir, port, spec, _alive: child.stdin.take().unwrap() };
+        let script = Script::start("tls.sh", &[programs::SERVER.clone(), port.to_string().into()]);
+        assert_eq!(script.said.as_deref(), Some("started"));
+        let server = Self { dir: script.dir.clone(), port, spec, _script: script };
         server.root().await.batch_execute("CREATE ROLE certified LOGIN").await.unwrap();
         server
     }
