@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{UP, World};
 
 fn compare(world: &World, compare: BalancesComparison) -> BalancesSource {
-    BalancesSource::new(&BalancesCheck { compare }, &world.control_spec(), &world.spec.plan.credits, world.target())
+    BalancesSource::new(&BalancesCheck { compare }, &world.control_spec(), world.target())
 }
 
 fn users(world: &World) -> BalancesSource {

@@ -12,12 +12,94 @@ pub struct Credits {
     /// One row per change of a balance. With `null` there is no such table: nothing explains the balances that the new
     /// version writes.
     pub transactions: Option<Transactions>,
+    /// Names that the up SQL gives the ledger, where they are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<CreditsAfter>,
 }
 
 impl Default for Credits {
     fn default() -> Self {
-        Self { balances: Balances::default(), transactions: Some(Transactions::default()) }
+        Self { balances: Balances::default(), transactions: Some(Transactions::default()), after: None }
     }
+}
+
+impl Credits {
+    /// The names after the up SQL.
+    pub fn of_new_version(&self) -> Self {
+        let Some(CreditsAfter { balances, transactions }) = &self.after else { return self.clone() };
+        let name = |after: &Option<String>, before: &String| after.as_ref().unwrap_or(before).clone();
+        Self {
+            balances: Balances {
+                table: name(&balances.table, &self.balances.table),
+                user_column: name(&balances.user_column, &self.balances.user_column),
+                balance_column: name(&balances.balance_column, &self.balances.balance_column),
+                purchased_column: self.balances.purchased_column.clone(),
+            },
+            transactions: self.transactions.as_ref().map(|before| Transactions {
+                table: name(&transactions.table, &before.table),
+                user_column: name(&transactions.user_column, &before.user_column),
+                type_column: before.type_column.as_ref().map(|column| name(&transactions.type_column, column)),
+                amount_column: name(&transactions.amount_column, &before.amount_column),
+                created_at_column: name(&transactions.created_at_column, &before.created_at_column),
+                created_at_time_zone: before.created_at_time_zone.clone(),
+            }),
+            after: None,
+        }
+    }
+}
+
+/// Names of the new version, where the up SQL renames or moves what `credits` names. Each defaults to the old name.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CreditsAfter {
+    /// The table of balances.
+    pub balances: BalancesAfter,
+    /// The table of transactions, if `credits` has one.
+    pub transactions: TransactionsAfter,
+}
+
+/// Names of the new version's balances.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BalancesAfter {
+    /// Table, optionally with its schema.
+    #[schemars(length(min = 1, max = 127))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Column with the user, unique in the table.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_column: Option<String>,
+    /// Column with the balance, any exact numeric type.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance_column: Option<String>,
+}
+
+/// Names of the new version's transactions.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TransactionsAfter {
+    /// Table, optionally with its schema.
+    #[schemars(length(min = 1, max = 127))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Column with the user.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_column: Option<String>,
+    /// Column with the kind of transaction.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub type_column: Option<String>,
+    /// Column with the signed amount in credits.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub amount_column: Option<String>,
+    /// Column with the time of the transaction, in the zone of the old one if it has none of its own.
+    #[schemars(length(min = 1, max = 63))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at_column: Option<String>,
 }
 
 /// The table of balances.

@@ -29,7 +29,7 @@ use super::{
     evaluator::{Measurement, Value},
 };
 use crate::{
-    api::{BalancesCheck, BalancesComparison, Credits, Reason},
+    api::{BalancesCheck, BalancesComparison, Reason},
     runner::{
         Failure,
         database::control::{self, BalancesTable, ControlSpec, Cutover, TransactionsTable, WrittenUsers},
@@ -49,7 +49,6 @@ const BALANCES_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct BalancesSource {
     session: Session,
     control_spec: ControlSpec,
-    credits: Credits,
     comparison: BalancesComparison,
     /// The cutover that all fields below belong to.
     since: Option<Timestamp>,
@@ -96,13 +95,11 @@ impl BalancesSource {
     pub fn new(
         check: &BalancesCheck,
         control_spec: &ControlSpec,
-        credits: &Credits,
         target_provider: impl Into<TargetProvider>,
     ) -> Self {
         Self {
             session: Session::new(target_provider.into(), "balances"),
             control_spec: control_spec.clone(),
-            credits: credits.clone(),
             comparison: check.compare,
             since: None,
             users: Users::default(),
@@ -128,7 +125,7 @@ impl BalancesSource {
     }
 
     async fn value(&mut self) -> Result<String, NoValue> {
-        let Self { session, control_spec, credits, comparison, since, users, total } = self;
+        let Self { session, control_spec, comparison, since, users, total } = self;
         let tx = start_snapshot(session.client().await?).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else {
             return Err(NoValue::NoData("the ledger of the database has no cutover of this migration".into()));
@@ -143,14 +140,13 @@ impl BalancesSource {
                 ));
             }
         }
-        let balances = control::balances(&tx, control_spec, None).await?;
+        let balances = control::balances(&tx, control_spec).await?;
         let value = match comparison {
             BalancesComparison::Users => {
-                let transactions =
-                    control::transactions(&tx, credits.transactions.as_ref()).await?.map_err(|lacks| {
-                        let lacking = Message::new(format!("{lacks}: nothing explains balances"));
-                        NoValue::NoData(lacking.next("watch this schema with a sql check"))
-                    })?;
+                let transactions = transactions(&tx, control_spec).await?.map_err(|lacks| {
+                    let lacking = Message::new(format!("{lacks}: nothing explains balances"));
+                    NoValue::NoData(lacking.next("watch this schema with a sql check"))
+                })?;
                 let query = Query { tx: &tx, control_spec, cutover, balances, transactions };
                 users.measure(&query).await?.to_string()
             }
@@ -166,6 +162,15 @@ async fn start_snapshot(client: &mut Client) -> Result<Transaction<'_>, NoValue>
     let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?;
     tx.batch_execute(BALANCES_SETTINGS).await?;
     Ok(tx)
+}
+
+/// The table of transactions as it is now, or what it lacks.
+async fn transactions(
+    tx: &Transaction<'_>,
+    control_spec: &ControlSpec,
+) -> Result<Result<TransactionsTable, String>, Failure> {
+    let credits = control::credits_now(tx, control_spec).await?;
+    control::transactions(tx, credits.transactions.as_ref()).await
 }
 
 /// How far the sum is from that of the baseline, which is read once.
@@ -219,16 +224,13 @@ pub(super) struct UnexplainedBalance {
 pub(super) async fn unexplained_balances(
     client: &mut Client,
     control_spec: &ControlSpec,
-    credits: &Credits,
     limit: usize,
 ) -> Result<Vec<UnexplainedBalance>, Failure> {
     let listed = async {
         let tx = start_snapshot(client).await?;
         let Some(cutover) = control::cutover(&tx, control_spec).await? else { return Ok(vec![]) };
-        let balances = control::balances(&tx, control_spec, None).await?;
-        let Ok(transactions) = control::transactions(&tx, credits.transactions.as_ref()).await? else {
-            return Ok(vec![]);
-        };
+        let balances = control::balances(&tx, control_spec).await?;
+        let Ok(transactions) = transactions(&tx, control_spec).await? else { return Ok(vec![]) };
         Query { tx: &tx, control_spec, cutover, balances, transactions }.list(limit).await
     };
     match listed.await {
@@ -345,7 +347,7 @@ impl Query<'_> {
     /// parameters are the migration's UID, the users of `ids` and the cutover.
     fn wrong(&self, ids: &str) -> String {
         let Self { balances, transactions, cutover, .. } = self;
-        let BalancesTable { table, user, balance, user_type } = balances;
+        let BalancesTable { table, user, balance, user_type, .. } = balances;
         let x = transactions;
         format!(
             "WITH ids AS MATERIALIZED ({ids}),

@@ -33,7 +33,7 @@ use super::{
     database::{connection::Target, control::ControlSpec},
     settings::Settings,
 };
-use crate::api::{Check, Credits, LONGEST_ANSWER, MigrationRunSpec, runner_name};
+use crate::api::{Check, LONGEST_ANSWER, MigrationRunSpec, runner_name};
 
 /// Longest time for the query of a check.
 const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,7 +71,6 @@ pub struct SourceContext {
     prober: Prober,
     target_provider: TargetProvider,
     control_spec: ControlSpec,
-    credits: Credits,
     secrets: PathBuf,
     namespace: String,
     /// Name of the ServiceAccount that the pod runs as.
@@ -96,7 +95,6 @@ impl SourceContext {
             prober: Prober::new()?,
             target_provider,
             control_spec: context.control_spec(),
-            credits: context.spec.plan.credits.clone(),
             secrets: context.settings.secrets(),
             namespace: context.settings.namespace().to_owned(),
             service_account: runner_name(&context.spec.migration),
@@ -132,7 +130,6 @@ impl Source {
             Self::Balances(Box::new(BalancesSource::new(
                 source,
                 &source_context.control_spec,
-                &source_context.credits,
                 target_provider(),
             )))
         } else if let Some(source) = &check.logs {
@@ -141,7 +138,7 @@ impl Source {
         } else if let Some(source) = &check.statements {
             Self::Statements(Box::new(StatementsSource::new(
                 source,
-                &source_context.credits.balances,
+                &source_context.control_spec.credits.of_new_version().balances,
                 target_provider(),
             )))
         } else {

@@ -59,7 +59,7 @@ async fn list(context: &TaskContext<'_>) -> Result<UnexplainedEvidence, Failure>
     let backup = backup.ok_or_else(|| Failure::new(Reason::Internal, "the run has no input backupObject"))?;
     let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
     let mut client = context.settings.target()?.connect("unexplained").await?;
-    let found = unexplained_balances(&mut client, &context.control_spec(), &plan.credits, MAX_ROWS).await?;
+    let found = unexplained_balances(&mut client, &context.control_spec(), MAX_ROWS).await?;
     let text = csv(&found);
     let evidence = UnexplainedEvidence {
         object: format!("{}.unexplained.csv", backup.strip_suffix(".dump").unwrap_or(backup)),

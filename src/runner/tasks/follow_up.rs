@@ -126,9 +126,10 @@ async fn measured(
 async fn figures(context: &TaskContext<'_>) -> Result<(Statistics, Option<Usage>), Failure> {
     let mut client = context.settings.target()?.connect("follow-up").await?;
     let tx = snapshot(&mut client, Access::Read).await?;
-    let (credits, control_spec) = (&context.spec.plan.credits, context.control_spec());
+    let control_spec = context.control_spec();
     let limit = format!("SET LOCAL statement_timeout = {}", control::millis(control_spec.statement_timeout));
     tx.batch_execute(&limit).await?;
+    let credits = &*control::credits_now(&tx, &control_spec).await?;
     let statistics = statistics(&tx, credits, Present::now(&tx, credits).await?).await?;
     let mut usage = match cutover(context, &tx).await? {
         Some(cutover) => usage(&tx, credits, &cutover).await?,

@@ -80,7 +80,7 @@ async fn rehearse(
     let users_written = control::users_written(&tx, &control_spec).await?;
     let credits_written = Some(control::credits_written(&tx, &control_spec).await?);
     let since = match control::cutover(&tx, &control_spec).await? {
-        Some(cutover) => usage(&tx, &context.spec.plan.credits, &cutover).await?,
+        Some(cutover) => usage(&tx, &*control::credits_now(&tx, &control_spec).await?, &cutover).await?,
         None => None,
     };
     tx.rollback().await?;

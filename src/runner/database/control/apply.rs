@@ -15,6 +15,7 @@ use tokio_postgres::{Client, Row, Transaction, types::Json};
 use super::{
     ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, WrittenUsers, compare_with, reconcile},
+    functions::create_track_any_change_function,
     ident,
     invariants::{self, NotRun},
     millis,
@@ -24,7 +25,7 @@ use super::{
     rights::Rights,
     schema::check_owner,
     schema_objects::require_rehearsed_schema,
-    tables::oids,
+    tables::{balances_after, oids},
     triggers::ensure_triggers_in,
     verify_sql::verify,
 };
@@ -210,7 +211,7 @@ async fn transaction(
         // The rehearsals compare all grants after the down SQL; in a rollback writes are blocked until it is done.
         Direction::Rollback => None,
     };
-    let balances_before = balances(&tx, spec, None).await?;
+    let balances_before = balances(&tx, spec).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
@@ -220,6 +221,9 @@ async fn transaction(
     };
     let recorded = invariants::record(&tx, spec, direction, not_run).await?;
 
+    if spec.credits.after.is_some() {
+        create_track_any_change_function(&tx).await?;
+    }
     let texts = run_statements(&tx, sql, &settings, stop).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
@@ -233,8 +237,10 @@ async fn transaction(
         Run::RehearsedUp { .. } => rights::require_few(&rights_lost)?,
         Run::Down | Run::RehearsedDown => {}
     }
-    let balances_after = balances(&tx, spec, Some(&balances_before.table)).await?;
+    let balances_after = balances_after(&tx, spec, direction, &balances_before).await?;
     let users = match direction {
+        // No trigger has seen what was moved.
+        Direction::Forward if !balances_after.is(&balances_before) => WrittenUsers::All,
         // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
         Direction::Forward => WrittenUsers::tracked(&tx).await?,
         Direction::Rollback => WrittenUsers::All,

@@ -41,7 +41,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// `TableMissing`, `ColumnMissing`; `SqlFailed` if the user column is not unique.
 pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u64, Failure> {
-    let balances = balances(tx, spec, None).await?;
+    let balances = balances(tx, spec).await?;
     // The change tracking is left as it is: deleting it in a transaction as long as a dump would block every writer
     // of those users. Users that it lists needlessly are brought up to date once more.
     tx.batch_execute("DELETE FROM credit_migration.baseline").await?;
@@ -68,7 +68,7 @@ pub(crate) async fn has_baseline(client: &impl GenericClient, spec: &ControlSpec
 /// # Errors
 /// Those of [`take_baseline`].
 pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
-    let balances = balances(client, spec, None).await?;
+    let balances = balances(client, spec).await?;
     // What is written from now on is left to the next refresh: this one ends however much is written.
     let numbers = "SELECT coalesce(min(id), 0) - 1, coalesce(max(id), 0) FROM credit_migration.changed_users";
     let row = client.query_one(numbers, &[]).await?;
@@ -133,7 +133,7 @@ fn limits(statement: Duration, lock: Duration) -> String {
 /// Database errors.
 pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<u64, Failure> {
     let query = match WrittenUsers::tracked(client).await? {
-        WrittenUsers::All => format!("SELECT count(*) FROM {}", balances(client, spec, None).await?.table.sql()),
+        WrittenUsers::All => format!("SELECT count(*) FROM {}", balances(client, spec).await?.table.sql()),
         WrittenUsers::Tracked => "SELECT count(DISTINCT user_id) FROM credit_migration.changed_users".to_owned(),
     };
     let row = client.query_one(&query, &[]).await?;
@@ -146,7 +146,7 @@ pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> R
 /// # Errors
 /// Database errors.
 pub async fn credits_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<String, Failure> {
-    let balances = balances(client, spec, None).await?;
+    let balances = balances(client, spec).await?;
     let query = format!(
         "SELECT coalesce(sum(abs(coalesce(t.balance, 0) - coalesce(b.balance, 0))), 0)::text FROM {}",
         WrittenUsers::tracked(client).await?.joined(&balances)
@@ -188,7 +188,7 @@ async fn reconcile_where(
              WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id {tracked}))"
         );
         tx.execute(&delete, &[&spec.uid]).await?;
-        let BalancesTable { table, user, balance, user_type } = balances;
+        let BalancesTable { table, user, balance, user_type, .. } = balances;
         tx.execute(
             &format!(
                 "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
@@ -225,7 +225,7 @@ async fn record_all(tx: &impl GenericClient, spec: &ControlSpec, balances: &Bala
 /// # Errors
 /// `TableMissing`, `ColumnMissing`, database errors.
 pub async fn compare(client: &impl GenericClient, spec: &ControlSpec) -> Result<Comparison, Failure> {
-    let balances = balances(client, spec, None).await?;
+    let balances = balances(client, spec).await?;
     compare_with(client, spec, &balances, WrittenUsers::All).await
 }
 
@@ -247,7 +247,7 @@ impl WrittenUsers {
 
     /// SQL: baseline `b` and balance `t` of each user. `$1` is the migration's UID.
     fn joined(self, balances: &BalancesTable) -> String {
-        let BalancesTable { table, user, balance, user_type } = balances;
+        let BalancesTable { table, user, balance, user_type, .. } = balances;
         let (of_baseline, of_balances) = match self {
             Self::All => (String::new(), String::new()),
             Self::Tracked => {
@@ -349,7 +349,7 @@ impl UnexplainedBalances {
 pub async fn list_unexplained(client: &mut Client, spec: &ControlSpec) {
     let read = async {
         let tx = read_within(client, LIST_TIMEOUT, LIST_TIMEOUT).await?;
-        let balances = balances(&tx, spec, None).await?;
+        let balances = balances(&tx, spec).await?;
         UnexplainedBalances::read(&tx, spec, &balances, WrittenUsers::All).await
     };
     match read.await {

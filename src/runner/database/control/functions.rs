@@ -84,6 +84,21 @@ REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
     )
 }
 
+/// Until the end of a transaction that gives the balances other names, in place of the function that knows the old
+/// ones: one write of any balance makes it compare all.
+pub(super) async fn create_track_any_change_function(tx: &impl GenericClient) -> Result<(), Failure> {
+    let function = "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes$
+BEGIN
+    IF NOT EXISTS (SELECT FROM credit_migration.changed_users WHERE user_id IS NULL) THEN
+        INSERT INTO credit_migration.changed_users (user_id) VALUES (NULL);
+    END IF;
+    RETURN NULL;
+END
+$track_changes$";
+    define(tx, function).await
+}
+
 /// Creates the function of the change-tracking triggers, to match its table.
 pub(super) async fn create_track_changes_function(
     tx: &impl GenericClient,

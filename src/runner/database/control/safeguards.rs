@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Transaction};
 
 use super::{
-    ControlSpec, Table, check_schema, exists, ident, protected, resolve, stored_down_sql,
+    ControlSpec, Table, check_schema, credits_now, exists, ident, protected, resolve, stored_down_sql,
     triggers::{TriggerKind, without_trigger},
     verify_writes::verify_writes_unblocked,
     with_children,
@@ -87,7 +87,7 @@ async fn refused_writes(
 async fn missing_triggers(client: &Client, spec: &ControlSpec) -> Result<Vec<MissingSafeguard>, Failure> {
     let mut missing = Vec::new();
     let tables = with_children(client, &protected(client, spec).await?).await?;
-    let balances = match resolve(client, &spec.balances.table).await? {
+    let balances = match resolve(client, &credits_now(client, spec).await?.balances.table).await? {
         Some(table) => with_children(client, &[table]).await?,
         None => vec![],
     };
@@ -111,9 +111,10 @@ async fn missing_triggers(client: &Client, spec: &ControlSpec) -> Result<Vec<Mis
 /// Runs the change-tracking trigger on one row, and rolls back. Column names are compiled into its function: once one
 /// is renamed, each write fails.
 async fn failing_change_tracking(client: &mut Client, spec: &ControlSpec) -> Result<Option<MissingSafeguard>, Failure> {
-    let Some(table) = resolve(client, &spec.balances.table).await? else { return Ok(None) };
+    let balances = credits_now(client, spec).await?.into_owned().balances;
+    let Some(table) = resolve(client, &balances.table).await? else { return Ok(None) };
     let tx = client.transaction().await?;
-    let tried = write_one_row(&tx, &table, &spec.balances.balance_column).await;
+    let tried = write_one_row(&tx, &table, &balances.balance_column).await;
     tx.rollback().await?;
     let Err(error) = tried else { return Ok(None) };
     // Class 42: a name or a type does not fit. Anything else says nothing of the trigger: a lock, a refused write.

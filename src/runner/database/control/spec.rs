@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, Invariant, LostRight, Obstacle, sha256},
+    api::{CreditMigrationSpec, Credits, Invariant, LostRight, Obstacle, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -15,10 +15,12 @@ pub struct ControlSpec {
     pub uid: String,
     /// Its name, for messages.
     pub name: String,
-    /// Table and columns of the balances.
-    pub balances: Balances,
+    /// Tables and columns of the ledger, before and after the up SQL.
+    pub credits: Credits,
     /// Every table whose writes the window blocks, as the spec writes them.
     pub protected: Vec<String>,
+    /// Further ones that may be there only after the up SQL.
+    pub protected_after: Vec<String>,
     /// Tables that must not exist after the up SQL.
     pub tables_gone: Vec<String>,
     /// Roles of the application.
@@ -56,11 +58,16 @@ impl ControlSpec {
                 protected.push(table.clone());
             }
         }
+        let new_version = plan.credits.of_new_version();
+        let mut protected_after = vec![new_version.balances.table];
+        protected_after.extend(new_version.transactions.map(|transactions| transactions.table));
+        protected_after.retain(|table| !protected.contains(table));
         Self {
             uid: uid.to_owned(),
             name: name.to_owned(),
-            balances: plan.credits.balances.clone(),
+            credits: plan.credits.clone(),
             protected,
+            protected_after,
             tables_gone: migration.tables_gone.clone(),
             application_roles: plan.database.application_roles.clone(),
             lock_timeout: migration.lock_timeout.into(),

@@ -1,12 +1,15 @@
 //! Tables of the spec, as they are in the database now, and quoting of their names.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use tokio_postgres::{GenericClient, Row, SimpleQueryMessage};
 
-use super::{ControlSpec, SCHEMA};
+use super::{
+    ControlSpec, SCHEMA,
+    schema::{has_new_schema, is_migrated},
+};
 use crate::{
-    api::Reason,
+    api::{Balances, Credits, Direction, Reason},
     runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL},
 };
 
@@ -74,26 +77,42 @@ pub(crate) async fn oids(client: &impl GenericClient, names: &[String]) -> Resul
 }
 
 /// Finds a table of the spec: an ordinary or partitioned one. `None` if there is none of that name.
+///
+/// # Errors
+/// `TableMissing` if it is another relation; database errors.
 pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<Option<Table>, Failure> {
-    Ok(resolve_all(client, &[name.to_owned()]).await?.pop())
+    match relations(client, &[name.to_owned()]).await?.pop() {
+        Some(found) if !found.is_table => Err(not_a_table(name)),
+        found => Ok(found.map(|found| found.table)),
+    }
 }
 
-/// As [`resolve`]: those that exist, in the order of `names`.
-async fn resolve_all(client: &impl GenericClient, names: &[String]) -> Result<Vec<Table>, Failure> {
-    let query = "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p'), o.place
-        FROM unnest($1::oid[]) WITH ORDINALITY AS o (oid, place) JOIN pg_class c ON c.oid = o.oid
-        JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY o.place";
-    let rows = client.query(query, &[&oids(client, names).await?]).await?;
-    let table = |row: &Row| match row.get(2) {
-        true => Ok(Table { schema: row.get(0), name: row.get(1) }),
-        false => {
-            let name = usize::try_from(row.get::<_, i64>(3) - 1).ok().and_then(|index| names.get(index));
-            let name = name.map(String::as_str).unwrap_or_default();
-            let message = format!("{name} is not a table; next: name the table behind it in the spec");
-            Err(Failure::new(Reason::TableMissing, message))
-        }
+/// A relation of the spec.
+struct Relation {
+    table: Table,
+    /// An ordinary or partitioned one.
+    is_table: bool,
+    /// In the spec.
+    name: String,
+}
+
+/// Those of the spec's names that exist, in their order.
+async fn relations(client: &impl GenericClient, names: &[String]) -> Result<Vec<Relation>, Failure> {
+    let query = "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p'), o.name
+        FROM unnest($1::oid[], $2::text[]) AS o (oid, name) JOIN pg_class c ON c.oid = o.oid
+        JOIN pg_namespace n ON n.oid = c.relnamespace";
+    let rows = client.query(query, &[&oids(client, names).await?, &names]).await?;
+    let read = |row: &Row| Relation {
+        table: Table { schema: row.get(0), name: row.get(1) },
+        is_table: row.get(2),
+        name: row.get(3),
     };
-    rows.iter().map(table).collect()
+    Ok(rows.iter().map(read).collect())
+}
+
+fn not_a_table(name: &str) -> Failure {
+    let message = format!("{name} is not a table; next: name the table behind it in the spec");
+    Failure::new(Reason::TableMissing, message)
 }
 
 /// What the spec names, to read from it.
@@ -108,9 +127,21 @@ pub(crate) async fn existing(client: &impl GenericClient, name: &str) -> Result<
     Ok(Table { schema: row.get(0), name: row.get(1) })
 }
 
-/// The tables of the spec that exist now, without doubles.
+/// The tables of the spec that exist now, without doubles. After the up SQL a view may have the name of one: what is
+/// written by it is written to a table beneath.
+///
+/// # Errors
+/// `TableMissing` if one is another relation before the up SQL; database errors.
 pub(crate) async fn protected(client: &impl GenericClient, spec: &ControlSpec) -> Result<Vec<Table>, Failure> {
-    let mut tables = resolve_all(client, &spec.protected).await?;
+    let names: Vec<String> = spec.protected.iter().chain(&spec.protected_after).cloned().collect();
+    let (tables, others): (Vec<Relation>, Vec<Relation>) =
+        relations(client, &names).await?.into_iter().partition(|found| found.is_table);
+    if let Some(other) = others.first()
+        && !is_migrated(client, spec).await?
+    {
+        return Err(not_a_table(&other.name));
+    }
+    let mut tables: Vec<Table> = tables.into_iter().map(|found| found.table).collect();
     tables.sort();
     tables.dedup();
     Ok(tables)
@@ -135,20 +166,53 @@ pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) 
     Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
 }
 
+/// The ledger's names as they are now: from the commit of the up SQL to that of the down SQL those of the new version.
+///
+/// # Errors
+/// Database errors.
+pub(crate) async fn credits_now<'a>(
+    client: &impl GenericClient,
+    spec: &'a ControlSpec,
+) -> Result<Cow<'a, Credits>, Failure> {
+    let new = spec.credits.after.is_some() && has_new_schema(client, spec).await?;
+    Ok(if new { Cow::Owned(spec.credits.of_new_version()) } else { Cow::Borrowed(&spec.credits) })
+}
+
 /// The balances table, which must be there with its two columns.
-pub(crate) async fn balances(
+pub(crate) async fn balances(client: &impl GenericClient, spec: &ControlSpec) -> Result<BalancesTable, Failure> {
+    let columns = &credits_now(client, spec).await?.balances;
+    let table = resolve(client, &columns.table).await?.ok_or_else(|| missing(&columns.table))?;
+    columns_of(client, columns, table).await
+}
+
+/// The balances table after the SQL of a direction, in its transaction. A name that stays is that of the same table,
+/// also where the SQL has put another one before it in the `search_path`.
+pub(crate) async fn balances_after(
     client: &impl GenericClient,
     spec: &ControlSpec,
-    table: Option<&Table>,
+    direction: Direction,
+    before: &BalancesTable,
 ) -> Result<BalancesTable, Failure> {
-    let columns = &spec.balances;
-    let table = match table {
-        Some(table) => table.clone(),
-        None => resolve(client, &columns.table).await?.ok_or_else(|| missing(&columns.table))?,
+    let new_version = spec.credits.of_new_version().balances;
+    let (was, columns) = match direction {
+        Direction::Forward => (&spec.credits.balances, &new_version),
+        Direction::Rollback => (&new_version, &spec.credits.balances),
     };
+    let table = match was.table == columns.table {
+        true => before.table.clone(),
+        false => resolve(client, &columns.table).await?.ok_or_else(|| missing(&columns.table))?,
+    };
+    columns_of(client, columns, table).await
+}
+
+async fn columns_of(
+    client: &impl GenericClient,
+    columns: &Balances,
+    table: Table,
+) -> Result<BalancesTable, Failure> {
     let rows = client
         .query(
-            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attrelid, a.attnum
              FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text \
              = ANY ($2)",
@@ -158,17 +222,21 @@ pub(crate) async fn balances(
     if rows.is_empty() {
         return Err(missing(&columns.table));
     }
-    let user_type =
-        rows.iter().find(|row| row.get::<_, &str>(0) == columns.user_column).map(|row| row.get::<_, String>(1));
-    let has_balance = rows.iter().any(|row| row.get::<_, &str>(0) == columns.balance_column);
-    let (Some(user_type), true) = (user_type, has_balance) else {
+    let column = |name: &str| rows.iter().find(|row| row.get::<_, &str>(0) == name);
+    let (Some(user), Some(balance)) = (column(&columns.user_column), column(&columns.balance_column)) else {
         let message = format!(
-            "{table} lacks column {} or {}; next: correct spec.credits.balances",
+            "{table} lacks column {} or {}; next: correct spec.credits",
             columns.user_column, columns.balance_column
         );
         return Err(Failure::new(Reason::ColumnMissing, message));
     };
-    Ok(BalancesTable { table, user: ident(&columns.user_column), balance: ident(&columns.balance_column), user_type })
+    Ok(BalancesTable {
+        user: ident(&columns.user_column),
+        balance: ident(&columns.balance_column),
+        user_type: user.get(1),
+        stored_in: (user.get(2), user.get(3), balance.get(3)),
+        table,
+    })
 }
 
 /// The balances table as it is now. Column names are quoted.
@@ -177,9 +245,18 @@ pub(crate) struct BalancesTable {
     pub user: String,
     pub balance: String,
     pub user_type: String,
+    /// The relation and its two columns, which keep their numbers when they get other names.
+    stored_in: (u32, i16, i16),
 }
 
-fn missing(name: &str) -> Failure {
+impl BalancesTable {
+    /// Whether the other one has the very same balances, under whatever names.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.stored_in == other.stored_in
+    }
+}
+
+pub(super) fn missing(name: &str) -> Failure {
     Failure::new(
         Reason::TableMissing,
         format!("table {name} does not exist; next: correct spec.credits or spec.migration"),

@@ -13,9 +13,10 @@ use tokio_postgres::{Client, GenericClient};
 use super::{
     BalancesTable, ControlSpec, Table, balances, define,
     functions::create_track_changes_function,
-    ident, jitter, millis, protected, resolve,
+    ident, jitter, millis, oids, protected,
     schema::{create_schema, is_migrated},
     sessions::Session,
+    tables::missing,
     trigger_lock_timeout, with_children,
 };
 use crate::{api::Reason, runner::Failure};
@@ -48,16 +49,14 @@ pub async fn reinstall(client: &mut Client, spec: &ControlSpec) -> Result<(), Fa
 }
 
 async fn install_all(client: &mut Client, spec: &ControlSpec, claim: bool) -> Result<(), Failure> {
-    for name in &spec.protected {
-        // Some may be gone after the migration; the window calls this again, and then only the balances must exist.
-        if resolve(client, name).await?.is_none() && !is_migrated(client, spec).await? {
-            return Err(Failure::new(
-                Reason::TableMissing,
-                format!("table {name} does not exist; next: correct spec.credits or spec.migration"),
-            ));
-        }
+    let found = oids(client, &spec.protected).await?;
+    // Some may be gone after the migration; the window calls this again, and then only the balances must exist.
+    if let Some((name, _)) = spec.protected.iter().zip(found).find(|(_, found)| found.is_none())
+        && !is_migrated(client, spec).await?
+    {
+        return Err(missing(name));
     }
-    let balances = balances(client, spec, None).await?;
+    let balances = balances(client, spec).await?;
     create_schema(client, spec, &balances, claim).await?;
     let tables = protected(client, spec).await?;
     for table in with_children(client, &tables).await? {
@@ -265,10 +264,35 @@ pub(crate) async fn ensure_triggers_in(
     for table in with_children(tx, tables).await? {
         ensure_trigger_in(tx, &table, TriggerKind::WriteBlock).await?;
     }
-    for table in with_children(tx, std::slice::from_ref(&balances.table)).await? {
+    let tracked = with_children(tx, std::slice::from_ref(&balances.table)).await?;
+    disable_tracking_elsewhere(tx, &tracked).await?;
+    for table in tracked {
         ensure_trigger_in(tx, &table, TriggerKind::WriteBlock).await?;
         ensure_trigger_in(tx, &table, TriggerKind::TruncateTracking).await?;
         ensure_trigger_in(tx, &table, TriggerKind::ChangeTracking).await?;
+    }
+    Ok(())
+}
+
+/// Disables the change tracking of tables that have no balances any more: its function has the names of those that do,
+/// and would fail. What the SQL has detached or moved is locked by it already.
+async fn disable_tracking_elsewhere(tx: &impl GenericClient, balances: &[Table]) -> Result<(), Failure> {
+    let names: Vec<String> = balances.iter().map(Table::sql).collect();
+    let rows = tx
+        .query(
+            "SELECT n.nspname::text, c.relname::text, t.tgname::text
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE t.tgfoid = coalesce(pg_catalog.to_regproc('credit_migration.track_changes')::oid, 0)
+               AND t.tgenabled <> 'D' AND t.tgparentid = 0
+               AND NOT EXISTS (SELECT FROM unnest($1::text[]) AS name
+                               WHERE pg_catalog.to_regclass(name)::oid = t.tgrelid)",
+            &[&names],
+        )
+        .await?;
+    for row in &rows {
+        let (table, trigger) = (Table { schema: row.get(0), name: row.get(1) }, ident(row.get(2)));
+        define(tx, &format!("ALTER TABLE {} DISABLE TRIGGER {trigger}", table.sql())).await?;
     }
     Ok(())
 }

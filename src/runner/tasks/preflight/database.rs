@@ -41,6 +41,12 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     for table in context.control_spec().protected {
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
     }
+    for table in context.control_spec().protected_after {
+        // Most are made by the up SQL.
+        if !matches!(oid(client, &table).await, Ok(None)) {
+            findings.add(format!("table {table}"), owned_table(target, client, &table).await);
+        }
+    }
     findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
     let allowed = context.spec.plan.database.all_tables_publications == AllTablesPublications::Allowed;
     findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);

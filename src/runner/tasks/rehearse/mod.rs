@@ -241,8 +241,8 @@ async fn same_as_baseline(admin: &Client, copy: &Client, control_spec: &ControlS
     let recorded = admin.query_one(query, &[&control_spec.uid]).await?;
     let query = format!(
         "SELECT count(*), coalesce(sum({}), 0)::numeric::text FROM {}",
-        control::ident(&control_spec.balances.balance_column),
-        existing(copy, &control_spec.balances.table).await?.sql()
+        control::ident(&control_spec.credits.balances.balance_column),
+        existing(copy, &control_spec.credits.balances.table).await?.sql()
     );
     let restored = copy.query_one(&query, &[]).await?;
     let of = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
