@@ -76,6 +76,8 @@ async fn rejected_migrations() {
             ("spec/database/applicationRoles", Value::Null, "spec.database.applicationRoles: Required value"),
             ("spec/credits/balances/table", "".into(), "spec.credits.balances.table: Invalid value"),
             ("spec/credits/balances/userColumn", long.clone().into(), "spec.credits.balances.userColumn: Too long"),
+            ("spec/credits/after", json!({"balances": {"table": ""}}),
+                "spec.credits.after.balances.table: Invalid value"),
             ("spec/migration/up", Value::Null, "spec.migration.up: Required value"),
             ("spec/migration/down", Value::Null, "spec.migration.down: Required value"),
             ("spec/migration/lockTimeout", "0s".into(),

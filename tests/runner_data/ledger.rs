@@ -85,3 +85,49 @@ async fn a_ledger_without_transactions_is_compared_up_to_the_cutover() {
     let refused = world.run(Task::Preflight).await;
     assert_eq!(refused.failure().reason, Reason::CheckInvalid, "{}", refused.failure());
 }
+
+/// The new version has both tables under other names, and a view for who reads the old one.
+#[tokio::test]
+async fn a_ledger_of_other_names_is_measured_after_the_cutover() {
+    let names = json!({"after": {
+        "balances": {"table": "billing.wallets", "userColumn": "owner", "balanceColumn": "credits"},
+        "transactions": {"table": "entries", "amountColumn": "delta"},
+    }});
+    let mut world = with(names, "CREATE SCHEMA billing AUTHORIZATION migrator_{n}").await;
+    let role = &world.spec.plan.database.application_roles[0];
+    let up = &format!(
+        "ALTER TABLE user_credits RENAME TO wallets;
+        ALTER TABLE wallets RENAME user_id TO owner; ALTER TABLE wallets RENAME balance TO credits;
+        ALTER TABLE wallets SET SCHEMA billing;
+        CREATE VIEW user_credits AS SELECT owner AS user_id, credits AS balance FROM billing.wallets;
+        GRANT SELECT, INSERT, UPDATE ON user_credits TO {role};
+        ALTER TABLE credit_transactions RENAME TO entries; ALTER TABLE entries RENAME amount TO delta;"
+    );
+    let down = "DROP VIEW user_credits; ALTER TABLE billing.wallets SET SCHEMA public;
+        ALTER TABLE wallets RENAME owner TO user_id; ALTER TABLE wallets RENAME credits TO balance;
+        ALTER TABLE wallets RENAME TO user_credits;
+        ALTER TABLE entries RENAME delta TO amount; ALTER TABLE entries RENAME TO credit_transactions;";
+    world.sql(up, down);
+    let preflight = world.run(Task::Preflight).await;
+    assert!(preflight.result.is_ok(), "{:?}", preflight.result);
+    world.backed_up().await;
+    let rehearsed = world.run(Task::Rehearse).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+
+    world.cutover(up).await;
+    let writes = "UPDATE billing.wallets SET credits = 0 WHERE owner = 1;
+        UPDATE billing.wallets SET credits = credits + 5 WHERE owner = 2;
+        INSERT INTO entries (user_id, type, delta) VALUES (2, 'bonus', 5)";
+    world.alter(writes).await;
+    let users = json!([{"name": "users", "interval": "1s", "balances": {}, "max": "0"}]);
+    let results = world.watched(&serde_json::from_value::<Vec<_>>(users).unwrap(), 1).await;
+    assert!(results[0].message.starts_with("1 > 0"), "{:?}", results[0]);
+    world.spec.task = Task::DayCheck;
+    let reported = world.run(Task::DayCheck).await;
+    let summary = reported.noted["report"]["summary"].as_str().unwrap_or_default();
+    assert!(
+        summary.contains("300 users") && summary.contains("1 transactions since"),
+        "{summary} {:?}",
+        reported.result
+    );
+}

@@ -58,7 +58,8 @@ async fn renamed_balances_are_compared_both_ways() {
     assert_eq!(control::users_written(&client, &spec).await.unwrap(), 1, "the old names are tracked again");
 }
 
-const MOVE: &str = "CREATE TABLE billing.wallets AS SELECT user_id::text AS owner, balance AS credits FROM user_credits";
+const MOVE: &str =
+    "CREATE TABLE billing.wallets AS SELECT user_id::text AS owner, balance AS credits FROM user_credits";
 
 /// No trigger sees what another table gets.
 #[tokio::test]
@@ -91,8 +92,7 @@ async fn moved_balances_are_all_compared() {
     let down = |moved_back: &str| sql(&[moved_back, "DROP SCHEMA billing CASCADE"]);
     let failure = control::run_down(&mut client, &spec, &down("SELECT 1")).await.unwrap_err();
     assert_eq!(failure.reason, Reason::BalancesUnexplained, "{failure}");
-    let moved_back =
-        "UPDATE user_credits SET balance = credits FROM billing.wallets WHERE owner = user_id::text AND balance <> \
+    let moved_back = "UPDATE user_credits SET balance = credits FROM billing.wallets WHERE owner = user_id::text AND balance <> \
          credits";
     control::run_down(&mut client, &spec, &down(moved_back)).await.unwrap();
     assert_eq!(database.value("SELECT sum(balance) FROM user_credits WHERE user_id IN (1, 2)").await, "1998");

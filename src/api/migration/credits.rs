@@ -167,3 +167,25 @@ impl Default for Transactions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_the_new_version_does_not_change_is_the_old_one() {
+        let text = r#"{"balances": {"table": "old", "purchasedColumn": null},
+            "transactions": {"typeColumn": null, "createdAtTimeZone": "Europe/Berlin"},
+            "after": {"balances": {"table": "new"}, "transactions": {"typeColumn": "kind", "amountColumn": "delta"}}}"#;
+        let credits: Credits = serde_json::from_str(text).unwrap();
+        let after = credits.of_new_version();
+        let wanted = Credits {
+            balances: Balances { table: "new".into(), ..credits.balances.clone() },
+            // There is no kind that could have another name.
+            transactions: credits.transactions.clone().map(|t| Transactions { amount_column: "delta".into(), ..t }),
+            after: None,
+        };
+        assert_eq!(after, wanted);
+        assert_eq!(Credits::default().of_new_version(), Credits::default());
+    }
+}

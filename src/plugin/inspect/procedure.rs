@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    api::{AllowedHours, Audience, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
+    api::{AllowedHours, Audience, Balances, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
     machine::{next_hours, steps::FORWARD},
     plugin::output::duration,
 };
@@ -111,7 +111,14 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
                     format!("checks that invariants hold ({}), ", names.join(", "))
                 }
             };
-            format!("{gone}{invariants}{query}compares every balance with the baseline")
+            let names = match &spec.credits.after {
+                None => String::new(),
+                Some(_) => {
+                    let Balances { table, balance_column, .. } = spec.credits.of_new_version().balances;
+                    format!(", from then on in {table}.{balance_column}")
+                }
+            };
+            format!("{gone}{invariants}{query}compares every balance with the baseline{names}")
         }
         Step::SwitchApplication => {
             let names: Vec<&str> = spec.application.workloads.iter().map(|w| w.name.as_str()).collect();
@@ -271,6 +278,9 @@ mod tests {
             vec![Invariant { name: "total".into(), before: "SELECT 1".into(), after: "SELECT 1".into() }];
         let text = of(&spec, Step::VerifyMigration);
         assert!(text.contains("checks that invariants hold (total), runs verifyUp, compares"), "{text}");
+        spec.credits = serde_json::from_str(r#"{"after": {"balances": {"table": "wallets"}}}"#).unwrap();
+        let text = of(&spec, Step::VerifyMigration);
+        assert!(text.ends_with("with the baseline, from then on in wallets.balance"), "{text}");
         spec.rollback.policy = RollbackPolicy::Manual;
         assert!(of(&spec, Step::Monitor).contains("block the stage until an approver decides: errors"));
     }

@@ -92,11 +92,7 @@ impl From<tokio_postgres::Error> for NoValue {
 
 impl BalancesSource {
     /// Nothing measured yet.
-    pub fn new(
-        check: &BalancesCheck,
-        control_spec: &ControlSpec,
-        target_provider: impl Into<TargetProvider>,
-    ) -> Self {
+    pub fn new(check: &BalancesCheck, control_spec: &ControlSpec, target_provider: impl Into<TargetProvider>) -> Self {
         Self {
             session: Session::new(target_provider.into(), "balances"),
             control_spec: control_spec.clone(),

@@ -127,11 +127,7 @@ impl Source {
         } else if check.sql.is_some() {
             Self::Sql(Box::new(SqlQuerySource::new(target_provider())))
         } else if let Some(source) = &check.balances {
-            Self::Balances(Box::new(BalancesSource::new(
-                source,
-                &source_context.control_spec,
-                target_provider(),
-            )))
+            Self::Balances(Box::new(BalancesSource::new(source, &source_context.control_spec, target_provider())))
         } else if let Some(source) = &check.logs {
             let SourceContext { namespace, service_account, .. } = source_context;
             Self::Logs(Box::new(LogsSource::new(source, namespace, service_account, crate::telemetry::now())))

@@ -74,7 +74,9 @@ pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
 pub use stop_signal::StopSignal;
 pub use stored_down_sql::stored_down_sql;
-pub(crate) use tables::{BalancesTable, balances, credits_now, existing, exists, literal, oids, protected, resolve, with_children};
+pub(crate) use tables::{
+    BalancesTable, balances, credits_now, existing, exists, literal, oids, protected, resolve, with_children,
+};
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};

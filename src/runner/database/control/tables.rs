@@ -205,11 +205,7 @@ pub(crate) async fn balances_after(
     columns_of(client, columns, table).await
 }
 
-async fn columns_of(
-    client: &impl GenericClient,
-    columns: &Balances,
-    table: Table,
-) -> Result<BalancesTable, Failure> {
+async fn columns_of(client: &impl GenericClient, columns: &Balances, table: Table) -> Result<BalancesTable, Failure> {
     let rows = client
         .query(
             "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attrelid, a.attnum
