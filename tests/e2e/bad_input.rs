@@ -281,7 +281,7 @@ async fn what_the_rehearsal_finds_in_the_up_sql() {
             (json!({"migration": {"verifyUp": "SELECT count(*) = 0 FROM users"}}), "VerifyUpFailed", &["verifyUp"]),
             (
                 json!({"migration": {"invariants": [
-                    {"name": "users", "before": "SELECT count(*) FROM users", "after": "SELECT 0"},
+                    {"name": "users", "before": "SELECT count(*) FROM user_credits", "after": "SELECT 0"},
                 ]}}),
                 "InvariantBroken",
                 &["invariant users: of 1 rows before the up SQL 1 are not there after it, 1 others are, limit 0"],

@@ -439,12 +439,14 @@ async fn checks_that_cannot_be_measured() {
 async fn invariants_that_cannot_be_run() {
     let mut world = World::new().await;
     let pair = |name: &str, before: &str, after: &str| json!({"name": name, "before": before, "after": after});
-    let good = "SELECT count(*) FROM users";
+    world.alter("SET ROLE migrator_{n}; CREATE TABLE rates (rate int); CREATE VIEW rated AS SELECT * FROM user_credits, rates").await;
+    let good = "SELECT count(*) FROM user_credits AS \"c\"; -- all";
     let pairs = json!([
         pair("good", good, "SELECT count(*) FROM accounts"),
         pair("slip", "SELEC 1", good),
         pair("two", good, "SELECT 1; SELECT 2"),
         pair("old", "SELECT count(*) FROM accounts", good),
+        pair("open", "SELECT count(*) FROM rated", good),
     ]);
     world.spec.plan.migration.invariants = serde_json::from_value(pairs).unwrap();
     let syntax = Reason::SqlSyntaxError;
@@ -454,6 +456,7 @@ async fn invariants_that_cannot_be_run() {
             ("invariant slip", syntax, "before, line 1: syntax error at or near \"SELEC\""),
             ("invariant two", syntax, "after: query: more than one statement"),
             ("invariant old", Reason::InvariantBroken, "before: relation \"accounts\" does not exist"),
+            ("invariant open", Reason::InvariantBroken, "add public.rates to spec.migration.protectedTables"),
         ],
     )
     .await;
