@@ -439,7 +439,8 @@ async fn checks_that_cannot_be_measured() {
 async fn invariants_that_cannot_be_run() {
     let mut world = World::new().await;
     let pair = |name: &str, before: &str, after: &str| json!({"name": name, "before": before, "after": after});
-    world.alter("SET ROLE migrator_{n}; CREATE TABLE rates (rate int); CREATE VIEW rated AS SELECT * FROM user_credits, rates").await;
+    let view = "CREATE VIEW rated AS SELECT * FROM user_credits, rates";
+    world.alter(&format!("SET ROLE migrator_{{n}}; CREATE TABLE rates (rate int); {view}")).await;
     let good = "SELECT count(*) FROM user_credits AS \"c\"; -- all";
     let pairs = json!([
         pair("good", good, "SELECT count(*) FROM accounts"),

@@ -59,27 +59,6 @@ REVOKE ALL ON SCHEMA credit_migration FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA credit_migration FROM PUBLIC;
 ";
 
-/// Whether the up SQL of this migration has run, by the ledger.
-pub(super) async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
-    if !exists(client, "ledger").await? {
-        return Ok(false);
-    }
-    let row = client
-        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&spec.uid])
-        .await?;
-    Ok(row.get(0))
-}
-
-/// Whether the up SQL of this migration has run and the down SQL has not, by the ledger.
-pub(super) async fn has_new_schema(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
-    if !exists(client, "ledger").await? {
-        return Ok(false);
-    }
-    let query = "SELECT count(*) FILTER (WHERE step = 'up') > 0 AND count(*) FILTER (WHERE step = 'down') = 0
-        FROM credit_migration.ledger WHERE migration_uid = $1";
-    Ok(client.query_one(query, &[&spec.uid]).await?.get(0))
-}
-
 /// Whether this migration owns the database. An error if another does.
 async fn owns_database(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
     if !exists(client, "claim").await? {

@@ -4,10 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use tokio_postgres::{GenericClient, Row, SimpleQueryMessage};
 
-use super::{
-    ControlSpec, SCHEMA,
-    schema::{has_new_schema, is_migrated},
-};
+use super::{ControlSpec, SCHEMA};
 use crate::{
     api::{Balances, Credits, Direction, Reason},
     runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL},
@@ -164,6 +161,27 @@ pub(crate) async fn with_children(client: &impl GenericClient, roots: &[Table]) 
         )
         .await?;
     Ok(rows.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }).collect())
+}
+
+/// Whether the up SQL of this migration has run, by the ledger.
+pub(super) async fn is_migrated(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
+    if !exists(client, "ledger").await? {
+        return Ok(false);
+    }
+    let row = client
+        .query_one("SELECT EXISTS (SELECT FROM credit_migration.ledger WHERE migration_uid = $1)", &[&spec.uid])
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Whether the up SQL of this migration has run and the down SQL has not, by the ledger.
+async fn has_new_schema(client: &impl GenericClient, spec: &ControlSpec) -> Result<bool, Failure> {
+    if !exists(client, "ledger").await? {
+        return Ok(false);
+    }
+    let query = "SELECT count(*) FILTER (WHERE step = 'up') > 0 AND count(*) FILTER (WHERE step = 'down') = 0
+        FROM credit_migration.ledger WHERE migration_uid = $1";
+    Ok(client.query_one(query, &[&spec.uid]).await?.get(0))
 }
 
 /// The ledger's names as they are now: from the commit of the up SQL to that of the down SQL those of the new version.

@@ -14,9 +14,9 @@ use super::{
     BalancesTable, ControlSpec, Table, balances, define,
     functions::create_track_changes_function,
     ident, jitter, millis, oids, protected,
-    schema::{create_schema, is_migrated},
+    schema::create_schema,
     sessions::Session,
-    tables::missing,
+    tables::{is_migrated, missing},
     trigger_lock_timeout, with_children,
 };
 use crate::{api::Reason, runner::Failure};
