@@ -49,6 +49,7 @@ mod tests {
         check(SafeguardKind::ALL, SafeguardKind::as_str);
         check(ObstacleKind::ALL, ObstacleKind::as_str);
         check(LeftOutKind::ALL, LeftOutKind::as_str);
+        check(LockMode::ALL, LockMode::as_str);
         check(CheckOutcome::ALL, CheckOutcome::as_str);
         check(DecisionKind::ALL, DecisionKind::as_str);
         check(Occasion::ALL, Occasion::as_str);

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use kube::{ResourceExt, api::ListParams};
 use serde::Serialize;
 
-use super::completion;
+use super::{completion, plan::statements};
 use crate::{
     api::{
         CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason,
-        RollbackRehearsalStatus, ScheduleStatus, StepState, Time, Writes, written,
+        RollbackRehearsalStatus, ScheduleStatus, StatementEvidence, StepState, Time, Writes, written,
     },
     plugin::{
         Exit, PluginError,
@@ -106,6 +106,8 @@ pub(crate) struct View {
     pub(crate) notices: Vec<NoticeView>,
     /// Checks of the current or last stage.
     pub(crate) checks: Vec<CheckView>,
+    /// Statements of the SQL as the rehearsal measured them, the longest first.
+    pub(crate) statements: Vec<StatementEvidence>,
 }
 
 /// A step.
@@ -219,6 +221,7 @@ impl View {
         Self {
             name: m.name_any(),
             namespace: m.namespace().unwrap_or_default(),
+            statements: statements(m),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
             writes: status.writes,
@@ -392,6 +395,7 @@ impl View {
                 })
                 .collect(),
         );
+        part(&StatementEvidence::COLUMNS, self.statements.iter().map(StatementEvidence::row).collect());
         part(
             &["NOTICE", "AT", "STATE", "DELIVERED", "FAILED"],
             self.notices

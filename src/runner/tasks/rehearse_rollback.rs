@@ -91,7 +91,7 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     let rows = count_rows(&mut client).await?;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_down(client, &control_spec, &down).await
+        control::rehearse_down(client, &control_spec, &down, None).await
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
     let comparing = Instant::now();

@@ -25,7 +25,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, RehearsalEvidence},
+    api::{LeftOutObjects, Reason, RehearsalEvidence, StatementEvidence},
     runner::{
         Failure,
         clients::{
@@ -36,7 +36,8 @@ use crate::{
         database::{
             connection::Target,
             control::{
-                self, Applied, ControlSpec, LOCK_CLASS, Sql, existing, schema_objects::SchemaObjects, write_block,
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, StatementMeter, existing, schema_objects::SchemaObjects,
+                write_block,
             },
             fingerprint::Fingerprint,
             scratch::{self, LOCK_REHEARSAL},
@@ -140,8 +141,10 @@ async fn rehearse(
     baseline(&mut client, &control_spec).await?;
     let before = Fingerprint::take(&mut client).await?;
 
+    let observer = copy.connect("rehearsal-observer").await?;
+    let mut meter = StatementMeter::new(&observer, &client).await?;
     let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
+        control::rehearse_up(client, &control_spec, &sql.up, &sql.down, Some(&mut meter)).await
     });
     let migrated = migrated.await?;
     let (rights_lost, invariants) = match &migrated {
@@ -163,7 +166,7 @@ async fn rehearse(
     }
     let measured = checks::measure(context, copy).await?;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_down(client, &control_spec, &sql.down).await
+        control::rehearse_down(client, &control_spec, &sql.down, Some(&mut meter)).await
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
 
@@ -187,6 +190,7 @@ async fn rehearse(
         left_out,
         rights_lost,
         invariants,
+        statements: StatementEvidence::longest(meter.measured()),
     })
 }
 
