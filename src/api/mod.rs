@@ -35,6 +35,7 @@ mod status;
 mod task_spec;
 pub mod window_rules;
 mod window_state;
+mod work;
 
 pub use clock::*;
 pub use crds::{crds, crds_yaml};
@@ -58,6 +59,7 @@ pub use statements::*;
 pub use status::*;
 pub use task_spec::*;
 pub use window_state::*;
+pub use work::*;
 
 pub use crate::shared::time::Time;
 

@@ -9,7 +9,7 @@ use super::{completion, plan::statements};
 use crate::{
     api::{
         CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason,
-        RollbackRehearsalStatus, ScheduleStatus, StatementEvidence, StepState, Time, Writes, written,
+        RollbackRehearsalStatus, ScheduleStatus, StatementEvidence, StepState, Time, WorkProgress, Writes, written,
     },
     plugin::{
         Exit, PluginError,
@@ -68,6 +68,8 @@ pub(crate) struct View {
     pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
     pub(crate) progress: String,
+    /// How far the long part of a task that is under way is.
+    pub(crate) work: Option<WorkProgress>,
     /// Whether the application can write; absent until it is known.
     pub(crate) writes: Option<Writes>,
     /// `1/2`.
@@ -224,6 +226,7 @@ impl View {
             statements: statements(m),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
+            work: status.work.clone(),
             writes: status.writes,
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
@@ -325,6 +328,7 @@ impl View {
             }
         };
         line("step", Some(self.progress.clone()));
+        line("work", self.work.as_ref().map(WorkProgress::summary));
         line(
             "writes",
             self.writes.map(|writes| match (writes, self.deadline) {

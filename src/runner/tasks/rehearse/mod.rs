@@ -25,7 +25,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, RehearsalEvidence, StatementEvidence},
+    api::{LeftOutObjects, Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -139,7 +139,7 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
-    let before = Fingerprint::take(&mut client).await?;
+    let before = fingerprint(context, &mut client).await?;
 
     let observer = copy.connect("rehearsal-observer").await?;
     let mut meter = StatementMeter::new(&observer, &client).await?;
@@ -170,7 +170,7 @@ async fn rehearse(
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
 
-    let after = Fingerprint::take(&mut client).await?;
+    let after = fingerprint(context, &mut client).await?;
     require_equal(&before, &after)?;
     let writes = match &sql.writes {
         Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
@@ -192,6 +192,11 @@ async fn rehearse(
         invariants,
         statements: StatementEvidence::longest(meter.measured()),
     })
+}
+
+async fn fingerprint(context: &TaskContext<'_>, client: &mut Client) -> Result<Fingerprint, Failure> {
+    let mut meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
+    Fingerprint::take(client, |read, tables| meter.add_of(read, tables)).await
 }
 
 /// The rollback has restored what was there before.
@@ -232,7 +237,8 @@ async fn restore(
     };
     let restore = Restore::start(context, admin, copy, &list).await?;
     let Restore { running, rest, _folder } = restore;
-    let streamed = archive::stream_through(store, object, running).await?;
+    let mut meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    let streamed = archive::stream_through(store, object, running, |read, size| meter.add_of(read, size)).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
     rest.done(streamed.ended).await
