@@ -1,9 +1,12 @@
 //! The two directions of a migration, and the schema that each leaves behind.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::WindowState;
 
 /// Direction in which the window applies the SQL and switches the application.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the old version to the new one: task `Window`, up SQL.
     Forward,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LeftOutObjects, Reason, Time, named::named};
+use super::{LeftOutObjects, Reason, StatementEvidence, Time, named::named};
 
 /// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -265,6 +265,10 @@ pub struct RehearsalEvidence {
     /// Invariants that held over the up SQL, each with the rows that were compared. One over no row says nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invariants: Vec<InvariantEvidence>,
+    /// The statements of both SQL texts as they were measured, the longest first; at most 30.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 30))]
+    pub statements: Vec<StatementEvidence>,
 }
 
 impl RehearsalEvidence {
@@ -286,18 +290,21 @@ impl RehearsalEvidence {
     }
 
     /// It has passed, but people should know more than that: a check that fails on the copy may start a rollback on the
-    /// new version, what the copy went without was not rehearsed, the application loses rights, or an invariant has
-    /// compared no row.
+    /// new version, what the copy went without was not rehearsed, the application loses rights, an invariant has
+    /// compared no row, or reads wait for long.
     pub fn has_reservations(&self) -> bool {
         !self.checks_not_passing.is_empty()
             || !self.left_out.is_empty()
             || !self.rights_lost.is_empty()
             || self.invariants.iter().any(|invariant| invariant.rows == 0)
+            || StatementEvidence::long_locks(&self.statements).is_some()
     }
 
-    /// What the copy went without, which invariants held and which rights are lost, as the end of another line.
+    /// What the copy went without, which invariants held, which rights are lost and which reads wait for long, as the
+    /// end of another line.
     pub fn appended(&self) -> String {
-        let parts = [self.left_out.summary(), self.invariants_summary(), self.rights_summary()];
+        let long_locks = StatementEvidence::long_locks(&self.statements);
+        let parts = [self.left_out.summary(), self.invariants_summary(), self.rights_summary(), long_locks];
         parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
     }
 

@@ -30,10 +30,12 @@ mod reason;
 mod replication;
 mod run;
 mod safeguards;
+mod statements;
 mod status;
 mod task_spec;
 pub mod window_rules;
 mod window_state;
+mod work;
 
 pub use clock::*;
 pub use crds::{crds, crds_yaml};
@@ -53,9 +55,11 @@ pub use reason::*;
 pub use replication::*;
 pub use run::*;
 pub use safeguards::*;
+pub use statements::*;
 pub use status::*;
 pub use task_spec::*;
 pub use window_state::*;
+pub use work::*;
 
 pub use crate::shared::time::Time;
 

@@ -49,6 +49,7 @@ mod tests {
         check(SafeguardKind::ALL, SafeguardKind::as_str);
         check(ObstacleKind::ALL, ObstacleKind::as_str);
         check(LeftOutKind::ALL, LeftOutKind::as_str);
+        check(LockMode::ALL, LockMode::as_str);
         check(CheckOutcome::ALL, CheckOutcome::as_str);
         check(DecisionKind::ALL, DecisionKind::as_str);
         check(Occasion::ALL, Occasion::as_str);
@@ -57,5 +58,7 @@ mod tests {
         check(DeliveryState::ALL, DeliveryState::as_str);
         check(ContactRole::ALL, ContactRole::as_str);
         check(Weekday::ALL, Weekday::as_str);
+        check(Work::ALL, Work::as_str);
+        check(WorkUnit::ALL, WorkUnit::as_str);
     }
 }

@@ -23,7 +23,7 @@ use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, CreditMigrationSpec, Delivery,
     Finding, KeyUsersEvidence, LostRight, NotShown, Notice, Obstacle, Reason, RecoveryPoints, RehearsalEvidence,
     Replication, ReportEvidence, RollbackRehearsalEvidence, SafeguardReport, SchemaInPlace, Task, Time,
-    UnexplainedEvidence, VerificationEvidence, WindowState, named::named,
+    UnexplainedEvidence, VerificationEvidence, WindowState, WorkProgress, named::named,
 };
 
 /// One task of a migration, carried out by one Job.
@@ -157,6 +157,9 @@ pub struct MigrationRunStatus {
     /// Pod that reported last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// How far the long part of the task is, every 10 s while it goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<WorkProgress>,
     /// Findings of Preflight.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,

@@ -8,7 +8,7 @@ use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
     NotShown, NoticeStatus, Phase, Reason, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence,
     RollbackRehearsalEvidence, SafeguardReport, Step, Task, Time, UnexplainedEvidence, VerificationEvidence,
-    named::named,
+    WorkProgress, named::named,
 };
 use crate::shared::message::Message;
 
@@ -28,6 +28,9 @@ pub struct CreditMigrationStatus {
     /// Position and name of the step: `9/20 Approve`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
+    /// How far the long part of a task that is under way is, every 10 s while it goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<WorkProgress>,
     /// Approvals, of those required: `1/2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals: Option<String>,

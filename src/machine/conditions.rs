@@ -4,13 +4,13 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    StatusReason, Transition,
+    RunOutcome, StatusReason, Transition,
     faults::{Fault, fault},
     safeguards::RollbackReadiness,
     steps,
     transition::READY,
 };
-use crate::api::{CreditMigrationStatus, Phase, Problem, ReadyReason, Writes};
+use crate::api::{CreditMigrationStatus, MigrationRunSpec, Phase, Problem, ReadyReason, WorkProgress, Writes};
 
 /// Type of the condition that says whether a rollback could switch the application back.
 const ROLLBACK_READY: &str = "RollbackReady";
@@ -21,9 +21,20 @@ const STALLED: &str = "Stalled";
 /// Type of the condition that reports down SQL which was not approved.
 const DOWN_CHANGED: &str = ReadyReason::DownSqlChanged.as_str();
 
+/// How far the long part of a present run is; `None` while nothing is reported.
+fn work(transition: &Transition<'_>) -> Option<WorkProgress> {
+    transition.observed.runs.iter().find_map(|observed| {
+        let MigrationRunSpec { task, attempt, .. } = observed.run.spec;
+        let present = attempt == transition.attempt(steps::run_policy(task).step?)
+            && matches!(transition.observed.outcome(task, attempt), RunOutcome::Pending);
+        observed.run.status.as_ref()?.work.clone().filter(|_| present)
+    })
+}
+
 pub(super) fn derive(transition: &mut Transition<'_>) {
     transition.status.observed_generation = Some(transition.observed.generation);
     transition.status.progress = transition.status.step.map(steps::progress);
+    transition.status.work = work(transition);
     let phase = transition.phase();
     let writes = writes(transition);
     transition.status.writes = Some(writes);

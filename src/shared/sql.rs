@@ -76,6 +76,100 @@ pub fn for_run(sql: &str) -> Result<Vec<String>, Problem> {
     }
 }
 
+/// Words that keywords of a statement are made of; any other word may be a name.
+const KEYWORDS: &[&str] = &[
+    "AGGREGATE",
+    "ALL",
+    "ALTER",
+    "ANALYZE",
+    "CALL",
+    "CAST",
+    "CLUSTER",
+    "COLLATION",
+    "COLUMN",
+    "COMMENT",
+    "CONSTRAINT",
+    "CONSTRAINTS",
+    "COPY",
+    "CREATE",
+    "DEFAULT",
+    "DELETE",
+    "DO",
+    "DOMAIN",
+    "DROP",
+    "EXECUTE",
+    "EXPLAIN",
+    "EXTENSION",
+    "FOREIGN",
+    "FROM",
+    "FUNCTION",
+    "GRANT",
+    "IMPORT",
+    "INDEX",
+    "INSERT",
+    "INTO",
+    "LABEL",
+    "LOCAL",
+    "LOCK",
+    "MATERIALIZED",
+    "MERGE",
+    "ON",
+    "ONLY",
+    "OPERATOR",
+    "OR",
+    "OWNED",
+    "POLICY",
+    "PREPARE",
+    "PRIVILEGES",
+    "PROCEDURE",
+    "REASSIGN",
+    "RECURSIVE",
+    "REFRESH",
+    "REINDEX",
+    "REPLACE",
+    "RESET",
+    "REVOKE",
+    "ROUTINE",
+    "RULE",
+    "SCHEMA",
+    "SECURITY",
+    "SELECT",
+    "SEQUENCE",
+    "SET",
+    "STATISTICS",
+    "TABLE",
+    "TEMP",
+    "TEMPORARY",
+    "TRIGGER",
+    "TRUNCATE",
+    "TYPE",
+    "UNIQUE",
+    "UNLOGGED",
+    "UPDATE",
+    "VALUES",
+    "VIEW",
+    "WITH",
+];
+/// Keywords that are shown of a statement.
+const MAX_KEYWORDS: usize = 4;
+
+/// First keywords of a statement, without names and values: `ALTER TABLE`.
+pub fn keywords(statement: &str) -> String {
+    let mut found: Vec<String> = Vec::new();
+    for word in statement.trim_start_matches('(').split_whitespace().take(MAX_KEYWORDS) {
+        let end = word.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(word.len());
+        let keyword = word.get(..end).unwrap_or_default().to_ascii_uppercase();
+        if !KEYWORDS.contains(&keyword.as_str()) {
+            break;
+        }
+        found.push(keyword);
+        if end < word.len() {
+            break;
+        }
+    }
+    if found.is_empty() { "statement".to_owned() } else { found.join(" ") }
+}
+
 /// The byte order mark.
 const MARK: char = '\u{feff}';
 
@@ -310,6 +404,19 @@ mod tests {
         let got = read(sql).unwrap();
         let got: Vec<_> = got.iter().map(|s| (s.line, s.text.as_str())).collect();
         assert_eq!(got, want);
+    }
+
+    #[rstest]
+    #[case("alter table only users ADD email text", "ALTER TABLE ONLY")]
+    #[case("CREATE UNIQUE INDEX i ON t (a)", "CREATE UNIQUE INDEX")]
+    #[case("INSERT INTO users VALUES ('INTO')", "INSERT INTO")]
+    #[case("UPDATE users SET email = 'x'", "UPDATE")]
+    #[case("DO$$ BEGIN END $$", "DO")]
+    #[case("(SELECT 'secret')", "SELECT")]
+    #[case("SELECT'secret'", "SELECT")]
+    #[case("/* secret */ SELECT 1", "statement")]
+    fn shows_keywords_and_no_name_or_value(#[case] statement: &str, #[case] want: &str) {
+        assert_eq!(keywords(statement), want);
     }
 
     #[rstest]

@@ -191,7 +191,7 @@ impl Database {
 
     /// Fingerprint of all objects and data of the application.
     pub async fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::take(&mut self.connect().await).await.unwrap()
+        Fingerprint::take(&mut self.connect().await, |_, _| {}).await.unwrap()
     }
 
     /// Balance of each user.

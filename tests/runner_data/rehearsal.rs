@@ -1,7 +1,7 @@
 //! Rehearse.
 
 use credit_migration::{
-    api::{Invariant, LostRight, Reason, RehearsalEvidence, Task},
+    api::{Direction, Invariant, LockMode, LostRight, Reason, RehearsalEvidence, StatementEvidence, Task},
     runner::database::control::{ControlSpec, schema_objects::require_rehearsed_schema_now},
 };
 
@@ -53,6 +53,41 @@ async fn the_sample_application_is_rehearsed() {
     // The database itself was not touched.
     assert_eq!(world.count("SELECT count(*) FROM pg_class WHERE relname = 'credit_plans'").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM credit_migration.ledger").await, 0);
+}
+
+#[tokio::test]
+async fn each_statement_is_measured() {
+    let own = "ALTER TABLE users ADD note text;\n\nSELECT pg_sleep(1.2), 'ann@example.com';\n\
+        SET LOCAL search_path = pg_temp;\nUPDATE public.user_credits SET balance = balance;\n";
+    let down = format!("{DOWN};\nALTER TABLE users DROP note;");
+    let world = ready(&format!("{own}RESET search_path;\n{UP}"), &down).await;
+    let outcome = world.run(Task::Rehearse).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+    let evidence: RehearsalEvidence = serde_json::from_value(outcome.noted["rehearsal"].clone()).unwrap();
+    let measured = &evidence.statements;
+    assert!(measured.is_sorted_by(|a, b| a.seconds >= b.seconds), "{measured:?}");
+    let at = |direction, line| {
+        let found = measured.iter().find(|one| (one.direction, one.line) == (direction, line));
+        found.unwrap_or_else(|| panic!("{line}: {measured:?}"))
+    };
+    let lock = |one: &StatementEvidence| one.lock.clone().map(|lock| (lock.mode, lock.table));
+    let of = |mode, table: &str| Some((mode, format!("public.{table}")));
+    let (alter, sleep, update) = (at(Direction::Forward, 1), &measured[0], at(Direction::Forward, 5));
+    assert_eq!((sleep.line, sleep.keywords.as_str(), sleep.rows), (3, "SELECT", 1));
+    assert_eq!((sleep.seconds > 1.2, lock(sleep)), (true, None));
+    assert_eq!((alter.keywords.as_str(), lock(alter)), ("ALTER TABLE", of(LockMode::AccessExclusive, "users")));
+    let held = alter.lock.as_ref().unwrap().held_seconds;
+    assert!(held > 1.2 && held < evidence.migrate_seconds, "{held} of {evidence:?}");
+    assert_eq!((update.rows, lock(update)), (USERS, of(LockMode::RowExclusive, "user_credits")));
+    // A table that is gone has its name, and one that the SQL made has no lock that anyone waits for.
+    let gone = |one: &&StatementEvidence| one.direction == Direction::Rollback && one.keywords == "DROP TABLE";
+    let dropped: Vec<_> = measured.iter().filter(gone).filter_map(lock).collect();
+    assert!(dropped.contains(&of(LockMode::AccessExclusive, "subscription_credits").unwrap()), "{dropped:?}");
+    let made = measured.iter().find(|one| one.keywords == "CREATE INDEX").unwrap();
+    assert_eq!(lock(made), None);
+    let message = outcome.result.unwrap();
+    let words = "public.users for 1.";
+    assert!(message.contains(words) && message.contains("(up SQL, line 1: ALTER TABLE takes"), "{message}");
 }
 
 #[tokio::test]

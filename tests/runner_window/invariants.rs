@@ -60,7 +60,7 @@ async fn a_rollback_goes_on_without_what_cannot_be_run() {
     let down = sql(&["DROP TABLE IF EXISTS notes"]);
     control::run_up(&mut client, &spec, &up, &down, &StopSignal::default()).await.unwrap();
     client.batch_execute("DROP TABLE public.notes").await.unwrap();
-    let failure = control::rehearse_down(&mut client, &spec, &down).await.unwrap_err();
+    let failure = control::rehearse_down(&mut client, &spec, &down, None).await.unwrap_err();
     assert_eq!(failure.reason, Reason::InvariantBroken, "a rehearsal finds it: {failure}");
     let applied = control::run_down(&mut client, &spec, &down).await.unwrap();
     let Applied::Now { invariants, .. } = applied else { panic!("{applied:?}") };

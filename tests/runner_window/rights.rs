@@ -66,7 +66,7 @@ async fn shop() -> Database {
 async fn a_right_is_lost_where_the_name_is_still_there() {
     let (database, spec) = (shop().await, spec());
     let mut client = database.prepared(&spec).await;
-    let applied = control::rehearse_up(&mut client, &spec, &sql(AFTER), &sample_down()).await.unwrap();
+    let applied = control::rehearse_up(&mut client, &spec, &sql(AFTER), &sample_down(), None).await.unwrap();
     let Applied::Now { rights_lost, .. } = applied else { panic!("{applied:?}") };
     let expected = [
         lost("SCHEMA shop", &["USAGE"]),

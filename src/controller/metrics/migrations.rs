@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, Writes},
+    api::{CreditMigration, CreditMigrationSpec, CreditMigrationStatus, Phase, Step, Task, Time, WorkProgress, Writes},
     shared::time::{saturating_add, to_signed},
 };
 
@@ -35,6 +35,8 @@ pub(super) const FAMILIES: &[(&str, MetricType, &str)] = &[
     ),
     ("step_started_timestamp_seconds", MetricType::Gauge, "Start of the current step."),
     ("step_failures", MetricType::Gauge, "Failed attempts of the current step since the plan was last changed."),
+    ("work_done", MetricType::Gauge, "How much of the long part of a task is done; only while it is under way."),
+    ("work_total", MetricType::Gauge, "How much the long part of a task is in all; only while that is known."),
     (
         "writes_blocked_seconds",
         MetricType::Gauge,
@@ -196,6 +198,13 @@ fn samples(spec: &CreditMigrationSpec, status: &CreditMigrationStatus) -> Vec<Me
         let name = step.name.as_str();
         add("step_started_timestamp_seconds", &[("step", name)], moment(step.started_at));
         add("step_failures", &[("step", name)], f64::from(step.failures));
+    }
+    if let Some(WorkProgress { work, unit, done, total, at: _ }) = &status.work {
+        let labels = [("work", work.as_str()), ("unit", unit.as_str())];
+        add("work_done", &labels, *done as f64);
+        if let Some(total) = total {
+            add("work_total", &labels, *total as f64);
+        }
     }
 
     add("window_limit_seconds", &[], seconds(spec.window.max_duration));

@@ -58,6 +58,7 @@ fn rich() -> Value {
                    "startedAt": "1970-01-02T00:00:05Z"}],
         "backup": {"object": "s3://b/o", "statisticsObject": "s3://b/s", "bytes": 1, "sha256": "0",
                    "pgDumpVersion": "17", "finishedAt": "1970-01-01T23:00:00Z"},
+        "work": {"work": "Copy", "unit": "Bytes", "done": 5000, "total": 8000, "at": "1970-01-02T00:00:00Z"},
         "rehearsal": {"users": 1, "restoreSeconds": 1.0, "migrateSeconds": 1.0, "rollbackSeconds": 1.0,
                       "tablesEqual": 1},
         "plan": {"generation": 1, "upSha256": "u", "downSha256": "d", "expectedWindow": {"seconds": 13}},
@@ -100,6 +101,8 @@ fn blocked_writes_grow_older(#[case] blocked: Option<i64>, #[case] deadline: Opt
 #[case("rollback_ready", &["status=\"True\"} 0", "status=\"False\"} 1", "status=\"Unknown\"} 0"])]
 #[case("step_started_timestamp_seconds", &["step=\"Decide\"} 86405"])]
 #[case("step_failures", &["step=\"Decide\"} 2"])]
+#[case("work_done", &["work=\"Copy\",unit=\"Bytes\"} 5000"])]
+#[case("work_total", &["work=\"Copy\",unit=\"Bytes\"} 8000"])]
 #[case("writes_blocked_seconds", &["0"])]
 #[case("window_limit_seconds", &["60"])]
 #[case("window_expected_seconds", &["13"])]

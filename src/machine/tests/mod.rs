@@ -17,6 +17,7 @@ mod replaced_pods;
 mod rights;
 mod safeguards;
 mod switch_trial;
+mod work;
 
 use describe::{actions, events, ready};
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{completion, status::current_state};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, Step, Time},
+    api::{CreditMigration, CreditMigrationSpec, ExpectedWindow, Gap, Phase, StatementEvidence, Step, Time},
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -78,6 +78,8 @@ struct PlanView {
     #[serde(skip_serializing_if = "Option::is_none")]
     expected_window: Option<ExpectedWindow>,
     steps: Vec<Planned>,
+    /// Statements of the SQL as the rehearsal measured them, the longest first.
+    statements: Vec<StatementEvidence>,
     /// Checked items.
     found: Vec<CheckedItem>,
     /// Lines of the checklist that the spec does not cover.
@@ -127,6 +129,7 @@ pub(crate) async fn run(
         current_state: migration.status.is_some().then(|| current_state(&migration)),
         expected_window: migration.status.as_ref().and_then(|s| s.plan.as_ref()?.expected_window.clone()),
         steps: with_states(procedure(&migration.spec, telemetry::now()), &migration),
+        statements: statements(&migration),
         not_covered: gaps(&migration.spec),
         found,
     };
@@ -369,8 +372,14 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
     steps
 }
 
+/// As the rehearsal measured them; none before it.
+pub(crate) fn statements(migration: &CreditMigration) -> Vec<StatementEvidence> {
+    let rehearsal = migration.status.as_ref().and_then(|status| status.rehearsal.as_ref());
+    rehearsal.map_or_else(Vec::new, |rehearsal| rehearsal.statements.clone())
+}
+
 fn screen(view: &PlanView) -> String {
-    let PlanView { name, namespace, current_state, expected_window, steps, found, not_covered } = view;
+    let PlanView { name, namespace, current_state, expected_window, steps, statements, found, not_covered } = view;
     let mut text = match current_state {
         Some(current_state) => format!("{namespace}/{current_state}"),
         None => format!("{namespace}/{name}: not on the server, nothing was changed"),
@@ -390,7 +399,12 @@ fn screen(view: &PlanView) -> String {
         row
     });
     // Writing to a String cannot fail.
-    let _ = write!(text, "\n\n{}\n\n{}", table(header, rows), items_table(found));
+    let _ = write!(text, "\n\n{}", table(header, rows));
+    if !statements.is_empty() {
+        let measured = table(&StatementEvidence::COLUMNS, statements.iter().map(StatementEvidence::row));
+        let _ = write!(text, "\n\n{measured}");
+    }
+    let _ = write!(text, "\n\n{}", items_table(found));
     for gap in not_covered {
         let _ = write!(text, "\nnot covered: {}; {}", gap.what, gap.message);
     }
@@ -416,7 +430,8 @@ mod tests {
     use super::*;
     use crate::{
         api::{
-            CreditMigrationStatus, ExpectedRollout, LeftOut, LeftOutKind, LeftOutObjects, WritesEvidence,
+            CreditMigrationStatus, Direction, ExpectedRollout, LeftOut, LeftOutKind, LeftOutObjects, LockMode,
+            StatementLock, WritesEvidence,
             fixtures::{self, spec},
         },
         plugin::{Exit, verbs::status::tests::time},
@@ -429,6 +444,7 @@ mod tests {
             current_state: None,
             expected_window: None,
             steps: procedure(&spec(), Time::UNIX_EPOCH),
+            statements: vec![],
             found,
             not_covered: gaps(&spec()),
         }
@@ -524,6 +540,23 @@ mod tests {
         ] {
             assert!(what.contains(part), "{what}");
         }
+    }
+
+    #[test]
+    fn statements_of_the_rehearsal_are_a_table() {
+        assert!(!screen(&view(vec![])).contains("STRONGEST LOCK"), "nothing is measured yet");
+        let (mode, table) = (LockMode::AccessExclusive, "public.users".to_owned());
+        let statement = StatementEvidence {
+            direction: Direction::Rollback,
+            line: 7,
+            keywords: "ALTER TABLE".to_owned(),
+            seconds: 2.04,
+            rows: 300,
+            lock: Some(StatementLock { mode, table, held_seconds: 3.0 }),
+        };
+        let text = screen(&PlanView { statements: vec![statement], ..view(vec![]) });
+        let row = "down SQL, line 7  ALTER TABLE  2.0      300   ACCESS EXCLUSIVE on public.users, held for 3.0 s";
+        assert!(text.contains(row), "{text}");
     }
 
     #[test]

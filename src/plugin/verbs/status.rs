@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use kube::{ResourceExt, api::ListParams};
 use serde::Serialize;
 
-use super::completion;
+use super::{completion, plan::statements};
 use crate::{
     api::{
         CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason,
-        RollbackRehearsalStatus, ScheduleStatus, StepState, Time, Writes, written,
+        RollbackRehearsalStatus, ScheduleStatus, StatementEvidence, StepState, Time, WorkProgress, Writes, written,
     },
     plugin::{
         Exit, PluginError,
@@ -68,6 +68,8 @@ pub(crate) struct View {
     pub(crate) phase: Option<Phase>,
     /// `8/20 Approve`.
     pub(crate) progress: String,
+    /// How far the long part of a task that is under way is.
+    pub(crate) work: Option<WorkProgress>,
     /// Whether the application can write; absent until it is known.
     pub(crate) writes: Option<Writes>,
     /// `1/2`.
@@ -106,6 +108,8 @@ pub(crate) struct View {
     pub(crate) notices: Vec<NoticeView>,
     /// Checks of the current or last stage.
     pub(crate) checks: Vec<CheckView>,
+    /// Statements of the SQL as the rehearsal measured them, the longest first.
+    pub(crate) statements: Vec<StatementEvidence>,
 }
 
 /// A step.
@@ -219,8 +223,10 @@ impl View {
         Self {
             name: m.name_any(),
             namespace: m.namespace().unwrap_or_default(),
+            statements: statements(m),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
+            work: status.work.clone(),
             writes: status.writes,
             approvals: status.approvals.clone(),
             presence: status.schedule.as_ref().and_then(|s| s.presence.clone()),
@@ -322,6 +328,7 @@ impl View {
             }
         };
         line("step", Some(self.progress.clone()));
+        line("work", self.work.as_ref().map(WorkProgress::summary));
         line(
             "writes",
             self.writes.map(|writes| match (writes, self.deadline) {
@@ -392,6 +399,7 @@ impl View {
                 })
                 .collect(),
         );
+        part(&StatementEvidence::COLUMNS, self.statements.iter().map(StatementEvidence::row).collect());
         part(
             &["NOTICE", "AT", "STATE", "DELIVERED", "FAILED"],
             self.notices

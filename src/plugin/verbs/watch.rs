@@ -14,7 +14,7 @@ use kube::{
 
 use super::{completion, status::View};
 use crate::{
-    api::{CreditMigration, Phase},
+    api::{CreditMigration, Phase, WorkProgress},
     plugin::{
         Exit, PluginError,
         connection::ClusterConnection,
@@ -162,7 +162,10 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
             lines.push(format!("step {} {} {}", step.name, step.state, step.evidence).trim_end().to_owned());
         }
     }
+    let work_of = |view: &View| view.work.as_ref().map(WorkProgress::summary);
+    let (old_work, work) = (old.and_then(work_of), work_of(new));
     for (what, before, now) in [
+        ("work", old_work.as_ref(), &work),
         ("approvals", old.and_then(|o| o.approvals.as_ref()), &new.approvals),
         ("presence", old.and_then(|o| o.presence.as_ref()), &new.presence),
     ] {
@@ -194,6 +197,7 @@ fn changes(old: Option<&View>, new: &View) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use serde_json::json;
 
     use super::*;
     use crate::{
@@ -235,6 +239,11 @@ mod tests {
             changes(Some(&first), &second),
             ["writes Blocked", "step Approve Succeeded AwaitingApproval", "approvals 2/2"]
         );
+        let work = json!({"work": "Verify", "unit": "Bytes", "done": 1500, "total": 6000, "at": now});
+        m.status.as_mut().unwrap().work = serde_json::from_value(work).unwrap();
+        let third = View::of(&m, now);
+        assert_eq!(changes(Some(&second), &third), ["work Verify 1.5 kB of 6.0 kB, 25 %"]);
+        assert!(third.screen().contains("\n  work:      Verify 1.5 kB of 6.0 kB, 25 %"), "{}", third.screen());
     }
 
     #[test]

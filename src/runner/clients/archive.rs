@@ -24,12 +24,18 @@ pub struct Streamed {
 }
 
 /// Streams an object through a program's standard input, all of it even if the program ends early: the digest shows
-/// whether the object or the program is to blame.
+/// whether the object or the program is to blame. `read` is told the bytes of each chunk, and those of the object.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn stream_through(store: &StoreClient, object: &str, mut running: Running) -> Result<Streamed, Failure> {
-    let mut chunks = store.get(object).await?;
+pub async fn stream_through(
+    store: &StoreClient,
+    object: &str,
+    mut running: Running,
+    mut read: impl FnMut(usize, u64),
+) -> Result<Streamed, Failure> {
+    let (size, mut chunks) = store.get_sized(object).await?;
+
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
@@ -40,6 +46,7 @@ pub async fn stream_through(store: &StoreClient, object: &str, mut running: Runn
         {
             running.stdin = None;
         }
+        read(chunk.len(), size);
     }
     if let Some(mut stdin) = running.stdin.take() {
         let _ = stdin.shutdown().await;

@@ -143,12 +143,13 @@ SELECT format('%I.%I', schemaname, sequencename),
 FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
 impl Fingerprint {
-    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot.
+    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot. `read` is told
+    /// of each table that is read, and how many they are.
     ///
     /// # Errors
     /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
-    pub async fn take(client: &mut Client) -> Result<Self, Failure> {
-        Self::read(client, true).await
+    pub async fn take(client: &mut Client, read: impl FnMut(usize, u64)) -> Result<Self, Failure> {
+        Self::read(client, Some(read)).await
     }
 
     /// The same without rows.
@@ -156,10 +157,10 @@ impl Fingerprint {
     /// # Errors
     /// Those of a database error.
     pub async fn without_rows(client: &mut Client) -> Result<Self, Failure> {
-        Self::read(client, false).await
+        Self::read(client, None::<fn(usize, u64)>).await
     }
 
-    async fn read(client: &mut Client, rows: bool) -> Result<Self, Failure> {
+    async fn read(client: &mut Client, mut rows: Option<impl FnMut(usize, u64)>) -> Result<Self, Failure> {
         let transaction = snapshot(client, Access::Read).await?;
         transaction.batch_execute(FINGERPRINT_SETTINGS).await?;
         let mut print = Self::default();
@@ -169,7 +170,8 @@ impl Fingerprint {
         for row in transaction.query(SEQUENCES_SQL, &[]).await? {
             print.sequences.insert(row.get(0), row.get(1));
         }
-        let tables = if rows { transaction.query(TABLES_SQL, &[]).await? } else { vec![] };
+        let tables = if rows.is_some() { transaction.query(TABLES_SQL, &[]).await? } else { vec![] };
+        let count = u64::try_from(tables.len()).unwrap_or(u64::MAX);
         for table in tables.iter().map(|row| row.get::<_, String>(0)) {
             // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
             let query = format!(
@@ -179,6 +181,9 @@ impl Fingerprint {
             );
             let row = transaction.query_one(&query, &[]).await?;
             print.tables.insert(table, (row.get(0), row.get(1)));
+            if let Some(read) = &mut rows {
+                read(1, count);
+            }
         }
         transaction.commit().await?;
         Ok(print)

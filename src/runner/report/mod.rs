@@ -4,12 +4,14 @@
 //! Called by `runner`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner,
 //! `api` and `telemetry`.
 
+mod meter;
 pub(in crate::runner) mod order_cache;
 mod progress;
 mod reporting;
 mod status;
 
 pub use self::{
+    meter::Meter,
     progress::Progress,
     status::{Reporter, Unreported},
 };

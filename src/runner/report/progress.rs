@@ -32,7 +32,7 @@ impl Progress {
     }
 }
 
-/// The fields of a merge patch that writes `status` without its phase.
+/// The fields of a merge patch that writes `status` without its phase. What was under way and is done is removed.
 pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
     let mut fields = match serde_json::to_value(status) {
         Ok(Value::Object(fields)) => fields,
@@ -43,6 +43,8 @@ pub(super) fn fields_of(status: &MigrationRunStatus) -> Map<String, Value> {
         }
     };
     fields.remove("phase");
+    // What is not named a merge patch leaves alone.
+    fields.entry("work").or_insert(Value::Null);
     if let Some(window) = &status.window {
         fields.insert("window".to_owned(), window_fields(window));
     }
@@ -119,10 +121,10 @@ mod tests {
     #[test]
     fn only_what_was_set_is_a_field() {
         let progress = Progress::default();
-        assert!(progress.fields().is_empty());
+        assert_eq!(Value::from(progress.fields()), json!({"work": null}));
         progress.update(|status| status.users_written = Some(1));
         progress.update(|status| status.message = Some("x".to_owned()));
         progress.update(|status| status.users_written = Some(3));
-        assert_eq!(Value::from(progress.fields()), json!({"usersWritten": 3, "message": "x"}));
+        assert_eq!(Value::from(progress.fields()), json!({"usersWritten": 3, "message": "x", "work": null}));
     }
 }

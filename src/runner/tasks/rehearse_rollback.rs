@@ -19,7 +19,9 @@ use tokio_postgres::Client;
 
 use super::rehearse::{Restore, on_copy, seconds};
 use crate::{
-    api::{BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence},
+    api::{
+        BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence, Work, WorkUnit,
+    },
     runner::{
         Failure,
         checks::{
@@ -35,6 +37,7 @@ use crate::{
             snapshot::{Access, snapshot},
             statistics::{Usage, usage},
         },
+        report::Meter,
     },
     telemetry,
 };
@@ -91,7 +94,7 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     let rows = count_rows(&mut client).await?;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_down(client, &control_spec, &down).await
+        control::rehearse_down(client, &control_spec, &down, None).await
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
     let comparing = Instant::now();
@@ -192,13 +195,14 @@ async fn copy_live(
     let mut contents = context.tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut list = String::new();
     let listed = contents.stdin.take();
-    let (piped, read) = tokio::join!(pipe(dump()?, listed), contents.stdout.read_to_string(&mut list));
+    let (piped, read) = tokio::join!(pipe(dump()?, listed, None), contents.stdout.read_to_string(&mut list));
     piped?;
     read.map_err(|e| Failure::new(Reason::DumpFailed, format!("pg_restore --list: {e}")))?;
     contents.end().await?;
 
     let Restore { mut running, rest, _folder } = Restore::start(context, admin, copy, &list).await?;
-    let piped = pipe(dump()?, running.stdin.take()).await;
+    let meter = context.progress.meter(Work::Copy, WorkUnit::Bytes);
+    let piped = pipe(dump()?, running.stdin.take(), Some(meter)).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.
     let restored = running.end().await;
     piped?;
@@ -207,7 +211,11 @@ async fn copy_live(
 
 /// Passes a program's output on to the input of another one, until either ends. That the reader has ended is no failure
 /// here: it says itself why.
-async fn pipe(mut from: Running, to: Option<tokio::process::ChildStdin>) -> Result<(), Failure> {
+async fn pipe(
+    mut from: Running,
+    to: Option<tokio::process::ChildStdin>,
+    mut meter: Option<Meter>,
+) -> Result<(), Failure> {
     drop(from.stdin.take());
     let Some(mut to) = to else { return Ok(()) };
     let mut buffer = vec![0; 1 << 20];
@@ -219,6 +227,9 @@ async fn pipe(mut from: Running, to: Option<tokio::process::ChildStdin>) -> Resu
         }
         if to.write_all(buffer.get(..read).unwrap_or_default()).await.is_err() {
             return Ok(());
+        }
+        if let Some(meter) = &mut meter {
+            meter.add(read);
         }
     }
     // The end of the stream is no evidence: a pg_dump that died ends its stream, too.

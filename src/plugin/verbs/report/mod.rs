@@ -12,9 +12,12 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use self::checklist::{Section, checklist};
-use super::{completion, status::current_state, verify::verify};
+use super::{completion, plan::statements, status::current_state, verify::verify};
 use crate::{
-    api::{CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, Task, Time},
+    api::{
+        CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, StatementEvidence, Task,
+        Time,
+    },
     plugin::{
         PluginError,
         connection::ClusterConnection,
@@ -53,6 +56,8 @@ struct MigrationReport {
     expected_window: Option<ExpectedWindow>,
     /// The checklist, section by section.
     checklist: Vec<Section>,
+    /// Statements of the SQL as the rehearsal measured them, the longest first.
+    statements: Vec<StatementEvidence>,
     decisions: Vec<DecisionRecord>,
     windows: Vec<WindowLine>,
     notices: Vec<NoticeLine>,
@@ -119,6 +124,7 @@ fn of(record: &Record) -> MigrationReport {
         digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
         expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
         checklist: checklist(record, &status),
+        statements: statements(m),
         decisions: record
             .decisions
             .iter()
@@ -225,6 +231,7 @@ fn markdown(report: &MigrationReport) -> String {
         digest,
         expected_window,
         checklist,
+        statements,
         decisions,
         windows,
         notices,
@@ -246,6 +253,8 @@ fn markdown(report: &MigrationReport) -> String {
         }
     }
     let time = |t: &Option<Time>| t.map(|t| format!("{t:.0}")).unwrap_or_default();
+    let columns = ["SQL", "Statement", "Seconds", "Rows", "Strongest lock"];
+    grid(&mut text, "Statements in the rehearsal", &columns, statements.iter().map(StatementEvidence::row));
     grid(
         &mut text,
         "Decisions",

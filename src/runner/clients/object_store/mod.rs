@@ -191,6 +191,17 @@ impl StoreClient {
     /// `BackupUnreadable` if it is not there; `BackupAltered` if it was replaced meanwhile; `BucketDenied`,
     /// `StoreUnreachable`, also in mid-stream.
     pub async fn get(&self, object: &str) -> Result<BoxStream<'static, Result<bytes::Bytes, Failure>>, Failure> {
+        Ok(self.get_sized(object).await?.1)
+    }
+
+    /// The same, with the bytes of the object.
+    ///
+    /// # Errors
+    /// As [`StoreClient::get`].
+    pub async fn get_sized(
+        &self,
+        object: &str,
+    ) -> Result<(u64, BoxStream<'static, Result<bytes::Bytes, Failure>>), Failure> {
         reading::start(self.clone(), object).await
     }
 

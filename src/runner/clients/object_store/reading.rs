@@ -38,20 +38,20 @@ struct Reading {
     empty_requests: u32,
 }
 
-/// Asks for the whole object.
+/// Asks for the whole object, and how many bytes it has.
 ///
 /// # Errors
 /// As [`StoreClient::get`].
 pub(super) async fn start(
     store: StoreClient,
     object: &str,
-) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+) -> Result<(u64, BoxStream<'static, Result<Bytes, Failure>>), Failure> {
     let path = store.path(object)?;
     let answer = with_code(store.client.get(&path)).await.map_err(|e| store.failure(Operation::Read, object, &e))?;
     let (tag, size) = (answer.meta.e_tag.clone(), answer.meta.size);
     let body = answer.into_stream();
     let reading = Reading { store, object: object.to_owned(), path, tag, size, at: 0, body, empty_requests: 0 };
-    Ok(stream::try_unfold(reading, Reading::next).boxed())
+    Ok((size, stream::try_unfold(reading, Reading::next).boxed()))
 }
 
 impl Reading {

@@ -9,11 +9,12 @@
 
 use std::time::Instant;
 
+use futures::TryStreamExt;
 use serde_json::{Value, json};
-use tokio_postgres::{Client, Row, Transaction, types::Json};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, Transaction, types::Json};
 
 use super::{
-    ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StopSignal, Table, balances,
+    ControlSpec, LOCK_CHANGE, LOCK_CLASS, Sql, StatementMeter, StopSignal, Table, balances,
     baseline::{UnexplainedBalances, WrittenUsers, compare_with, reconcile},
     functions::create_track_any_change_function,
     ident,
@@ -85,7 +86,7 @@ pub async fn run_up(
     down: &Sql,
     stop: &StopSignal,
 ) -> Result<Applied, Failure> {
-    run(client, spec, up, Run::Up { down }, stop).await
+    run(client, spec, up, Run::Up { down }, stop, None).await
 }
 
 /// Runs the down SQL, if the up SQL has run. Balances written since the cutover must stay, and so must all others.
@@ -93,24 +94,35 @@ pub async fn run_up(
 /// # Errors
 /// As [`run_up`]; `VerifyDownFailed` if `verifyDown` answers no row, or a boolean that is not true.
 pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, sql, Run::Down, &StopSignal::default()).await
+    run(client, spec, sql, Run::Down, &StopSignal::default(), None).await
 }
 
-/// [`run_up`] on the rehearsal's copy.
+/// [`run_up`] on the rehearsal's copy; `meter` measures its statements.
 ///
 /// # Errors
 /// As [`run_up`].
-pub async fn rehearse_up(client: &mut Client, spec: &ControlSpec, up: &Sql, down: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, up, Run::RehearsedUp { down }, &StopSignal::default()).await
+pub async fn rehearse_up(
+    client: &mut Client,
+    spec: &ControlSpec,
+    up: &Sql,
+    down: &Sql,
+    meter: Option<&mut StatementMeter<'_>>,
+) -> Result<Applied, Failure> {
+    run(client, spec, up, Run::RehearsedUp { down }, &StopSignal::default(), meter).await
 }
 
 /// [`run_down`] on the rehearsal's copy, where an effect outside of the database is a failure, too. In a window it is
-/// not: writes are blocked until the rollback is done.
+/// not: writes are blocked until the rollback is done. `meter` measures its statements.
 ///
 /// # Errors
 /// As [`run_down`]; `SqlOutsideDatabase`.
-pub async fn rehearse_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
-    run(client, spec, sql, Run::RehearsedDown, &StopSignal::default()).await
+pub async fn rehearse_down(
+    client: &mut Client,
+    spec: &ControlSpec,
+    sql: &Sql,
+    meter: Option<&mut StatementMeter<'_>>,
+) -> Result<Applied, Failure> {
+    run(client, spec, sql, Run::RehearsedDown, &StopSignal::default(), meter).await
 }
 
 /// Which SQL is run.
@@ -133,9 +145,10 @@ async fn run(
     sql: &Sql,
     which: Run<'_>,
     stop: &StopSignal,
+    meter: Option<&mut StatementMeter<'_>>,
 ) -> Result<Applied, Failure> {
     let mut unexplained = None;
-    let result = transaction(client, spec, sql, which, stop, &mut unexplained).await;
+    let result = transaction(client, spec, sql, which, stop, meter, &mut unexplained).await;
     if let Err(error) = reset(client).await {
         tracing::warn!(%error, "the session could not be reset after the SQL, and is not used any more");
         let outcome = match result {
@@ -176,6 +189,7 @@ async fn transaction(
     sql: &Sql,
     which: Run<'_>,
     stop: &StopSignal,
+    meter: Option<&mut StatementMeter<'_>>,
     unexplained: &mut Option<UnexplainedBalances>,
 ) -> Result<Applied, Failure> {
     let start = Instant::now();
@@ -224,7 +238,11 @@ async fn transaction(
     if spec.credits.after.is_some() {
         create_track_any_change_function(&tx).await?;
     }
-    let texts = run_statements(&tx, sql, &settings, stop).await?;
+    let meter = match meter {
+        Some(meter) => Some(meter.start(direction, sql).await?),
+        None => None,
+    };
+    let texts = run_statements(&tx, sql, &settings, stop, meter).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }
@@ -298,7 +316,7 @@ async fn transaction(
 
 /// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold
 /// again afterwards, and with the session's own `search_path`. Returns what the ledger keeps of each. Windows and
-/// rehearsals run all SQL texts by this.
+/// rehearsals run all SQL texts by this; a rehearsal has them measured from another session.
 ///
 /// # Errors
 /// `SqlFailed` with the statement's number, `SqlTransactionControl`, `DeadlinePassed` when stopped.
@@ -307,6 +325,7 @@ pub async fn run_statements(
     sql: &Sql,
     settings: &str,
     stop: &StopSignal,
+    mut meter: Option<&mut StatementMeter<'_>>,
 ) -> Result<Vec<Value>, Failure> {
     let number = "SELECT pg_catalog.pg_current_xact_id()::text";
     let xid: String = tx.query_one(number, &[]).await?.get(0);
@@ -315,11 +334,18 @@ pub async fn run_statements(
     for (index, statement) in sql.statements.iter().enumerate() {
         stop.check()?;
         let start = Instant::now();
-        tx.batch_execute(statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
+        let rows = rows_of(tx, statement).await.map_err(|e| statement_failure(&e, index + 1, sql.statements.len()))?;
+        let seconds = start.elapsed().as_secs_f64();
         let text: String = statement.trim().chars().take(LEDGER_TEXT).collect();
-        texts.push(json!({"number": index + 1, "text": text, "seconds": start.elapsed().as_secs_f64()}));
+        texts.push(json!({"number": index + 1, "text": text, "seconds": seconds}));
+        if let Some(meter) = &mut meter {
+            meter.note(index, statement, seconds, rows).await?;
+        }
     }
     check_deferred(tx, sql.statements.len()).await?;
+    if let Some(meter) = meter {
+        meter.stop();
+    }
 
     // The SQL may have changed any of these, and what follows must not depend on it.
     tx.batch_execute(&format!("{PIN_SEARCH_PATH_SQL}; RESET SESSION AUTHORIZATION; RESET ROLE; {settings}")).await?;
@@ -330,6 +356,16 @@ pub async fn run_statements(
         ));
     }
     Ok(texts)
+}
+
+/// Runs a statement. Returns the number of its rows, by its command tag; what it returns is not kept.
+async fn rows_of(tx: &Transaction<'_>, statement: &str) -> Result<u64, tokio_postgres::Error> {
+    let answers = tx.client().simple_query_raw(statement).await?;
+    let count = async |rows: u64, answer| match answer {
+        SimpleQueryMessage::CommandComplete(of_statement) => Ok(rows + of_statement),
+        _ => Ok(rows),
+    };
+    std::pin::pin!(answers).try_fold(0, count).await
 }
 
 /// Checks what the SQL has deferred to the end of the transaction, as the commit would: a constraint that is violated

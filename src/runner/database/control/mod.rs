@@ -39,6 +39,7 @@ mod schema;
 pub mod schema_objects;
 mod sessions;
 mod spec;
+mod statement_meter;
 mod stop_signal;
 mod stored_down_sql;
 mod tables;
@@ -72,6 +73,7 @@ pub use replication::{replication, restore_point, wal_position};
 pub use safeguards::missing_safeguards;
 pub use sessions::LockHolders;
 pub use spec::{ControlSpec, Sql};
+pub use statement_meter::StatementMeter;
 pub use stop_signal::StopSignal;
 pub use stored_down_sql::stored_down_sql;
 pub(crate) use tables::{

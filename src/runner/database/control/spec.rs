@@ -105,4 +105,9 @@ impl Sql {
         let sha256 = sha256(text.as_bytes());
         Ok(Self { text, statements, sha256 })
     }
+
+    /// Line of each statement in the file, from 1. Empty if only the server can split it: it then runs as one.
+    pub fn lines(&self) -> Vec<usize> {
+        sql::read(&self.text).unwrap_or_default().iter().map(|statement| statement.line).collect()
+    }
 }

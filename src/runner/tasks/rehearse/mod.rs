@@ -25,7 +25,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, RehearsalEvidence},
+    api::{LeftOutObjects, Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -36,7 +36,8 @@ use crate::{
         database::{
             connection::Target,
             control::{
-                self, Applied, ControlSpec, LOCK_CLASS, Sql, existing, schema_objects::SchemaObjects, write_block,
+                self, Applied, ControlSpec, LOCK_CLASS, Sql, StatementMeter, existing, schema_objects::SchemaObjects,
+                write_block,
             },
             fingerprint::Fingerprint,
             scratch::{self, LOCK_REHEARSAL},
@@ -138,10 +139,12 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
-    let before = Fingerprint::take(&mut client).await?;
+    let before = fingerprint(context, &mut client).await?;
 
+    let observer = copy.connect("rehearsal-observer").await?;
+    let mut meter = StatementMeter::new(&observer, &client).await?;
     let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
+        control::rehearse_up(client, &control_spec, &sql.up, &sql.down, Some(&mut meter)).await
     });
     let migrated = migrated.await?;
     let (rights_lost, invariants) = match &migrated {
@@ -163,11 +166,11 @@ async fn rehearse(
     }
     let measured = checks::measure(context, copy).await?;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
-        control::rehearse_down(client, &control_spec, &sql.down).await
+        control::rehearse_down(client, &control_spec, &sql.down, Some(&mut meter)).await
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
 
-    let after = Fingerprint::take(&mut client).await?;
+    let after = fingerprint(context, &mut client).await?;
     require_equal(&before, &after)?;
     let writes = match &sql.writes {
         Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
@@ -187,7 +190,13 @@ async fn rehearse(
         left_out,
         rights_lost,
         invariants,
+        statements: StatementEvidence::longest(meter.measured()),
     })
+}
+
+async fn fingerprint(context: &TaskContext<'_>, client: &mut Client) -> Result<Fingerprint, Failure> {
+    let mut meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
+    Fingerprint::take(client, |read, tables| meter.add_of(read, tables)).await
 }
 
 /// The rollback has restored what was there before.
@@ -228,7 +237,8 @@ async fn restore(
     };
     let restore = Restore::start(context, admin, copy, &list).await?;
     let Restore { running, rest, _folder } = restore;
-    let streamed = archive::stream_through(store, object, running).await?;
+    let mut meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    let streamed = archive::stream_through(store, object, running, |read, size| meter.add_of(read, size)).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
     rest.done(streamed.ended).await

@@ -33,7 +33,7 @@ pub(super) async fn rehearse(
     baseline(client, control_spec).await?;
     let before = Fingerprint::without_rows(client).await?;
     let migrated = write_block::with_blocked_copy(client, control_spec, async |client| {
-        control::rehearse_up(client, control_spec, &sql.up, &sql.down).await
+        control::rehearse_up(client, control_spec, &sql.up, &sql.down, None).await
     });
     migrated.await?;
     let rows = write(client, control_spec, writes).await?;
@@ -41,7 +41,7 @@ pub(super) async fn rehearse(
     let after_writes =
         |failure: Failure| Failure::new(failure.reason, format!("after spec.rehearsal.writes: {}", failure.message));
     let rolled_back = write_block::with_blocked_copy(client, control_spec, async |client| {
-        control::rehearse_down(client, control_spec, &sql.down).await.map_err(after_writes)
+        control::rehearse_down(client, control_spec, &sql.down, None).await.map_err(after_writes)
     });
     let applied = rolled_back.await?;
     require_equal(&before, &Fingerprint::without_rows(client).await?).map_err(after_writes)?;
@@ -65,7 +65,7 @@ async fn write(client: &mut Client, control_spec: &ControlSpec, writes: &Sql) ->
     tx.batch_execute(&limits).await.map_err(|e| failed(e.into()))?;
     let shared = SharedObjects::read(&tx).await?;
     let stop = StopSignal::default();
-    control::run_statements(&tx, writes, &limits, &stop).await.map_err(failed)?;
+    control::run_statements(&tx, writes, &limits, &stop, None).await.map_err(failed)?;
     let rows = written_rows(&tx).await?.saturating_sub(before);
     if rows == 0 {
         let message = "no row was written, at least 1 is needed; next: write as the new version does";
