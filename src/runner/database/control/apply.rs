@@ -98,7 +98,7 @@ pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Res
 /// [`run_up`] on the rehearsal's copy.
 ///
 /// # Errors
-/// As [`run_up`].
+/// As [`run_up`]; `PrivilegeMissing` for what only the copy allows.
 pub async fn rehearse_up(client: &mut Client, spec: &ControlSpec, up: &Sql, down: &Sql) -> Result<Applied, Failure> {
     run(client, spec, up, Run::RehearsedUp { down }, &StopSignal::default()).await
 }
@@ -107,7 +107,7 @@ pub async fn rehearse_up(client: &mut Client, spec: &ControlSpec, up: &Sql, down
 /// not: writes are blocked until the rollback is done.
 ///
 /// # Errors
-/// As [`run_down`]; `SqlOutsideDatabase`.
+/// As [`run_down`]; `SqlOutsideDatabase`; `PrivilegeMissing` for what only the copy allows.
 pub async fn rehearse_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Result<Applied, Failure> {
     run(client, spec, sql, Run::RehearsedDown, &StopSignal::default()).await
 }
@@ -184,7 +184,7 @@ async fn transaction(
         Run::RehearsedDown => (Direction::Rollback, None, true),
     };
     let tx = client.build_transaction().read_only(false).start().await?;
-    let act = sql_role(&tx).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
+    let act = sql_role(&tx, spec).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
     let settings = format!("{act}{}", transaction_settings(spec));
     tx.batch_execute(&settings).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
@@ -220,7 +220,9 @@ async fn transaction(
     };
     let recorded = invariants::record(&tx, spec, direction, not_run).await?;
 
+    let not_owned = spec.not_owned.before(&tx).await?;
     let texts = run_statements(&tx, sql, &settings, stop).await?;
+    spec.not_owned.require_untouched(&tx, &not_owned, direction.sql_name()).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }
