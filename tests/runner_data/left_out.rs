@@ -251,3 +251,143 @@ async fn what_cannot_be_dumped_for_its_rows_is_found() {
         assert!(finding.message.contains(words), "{}", finding.message);
     }
 }
+
+/// What belongs to a role whose rights the migration role lacks, and what the migration role may do with some of it.
+const FOREIGN: &str = "
+    CREATE ROLE other_{n}; GRANT USAGE, CREATE ON SCHEMA public TO other_{n};
+    CREATE TABLE audit (id int PRIMARY KEY, what text); CREATE INDEX by_what ON audit (what);
+    CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+    CREATE TRIGGER noted AFTER INSERT ON audit EXECUTE FUNCTION noted();
+    CREATE TABLE regions (id int PRIMARY KEY); INSERT INTO regions VALUES (1);
+    CREATE TYPE mood AS ENUM ('ok'); CREATE SEQUENCE tickets; CREATE EXTENSION hstore;
+    CREATE VIEW sold AS SELECT name FROM credit_packages; CREATE MATERIALIZED VIEW totals AS SELECT 1 AS one;
+    ALTER TABLE audit OWNER TO other_{n}; ALTER TABLE regions OWNER TO other_{n}; ALTER TYPE mood OWNER TO other_{n};
+    ALTER SEQUENCE tickets OWNER TO other_{n}; ALTER VIEW sold OWNER TO other_{n};
+    ALTER MATERIALIZED VIEW totals OWNER TO other_{n}; ALTER FUNCTION noted() OWNER TO other_{n};
+    CREATE SCHEMA reports AUTHORIZATION other_{n}; GRANT USAGE ON SCHEMA reports TO migrator_{n};
+    CREATE TABLE reports.daily (id int); ALTER TABLE reports.daily OWNER TO migrator_{n};
+    CREATE TABLE reports.weekly (id int); ALTER TABLE reports.weekly OWNER TO other_{n};
+    GRANT SELECT ON audit, reports.weekly, tickets, totals TO migrator_{n};
+    GRANT SELECT, INSERT, TRUNCATE, TRIGGER, REFERENCES ON regions TO migrator_{n}";
+
+async fn with_foreign(up: &str, down: &str) -> World {
+    let mut world = World::new().await;
+    world.alter(FOREIGN).await;
+    world.sql(up, down);
+    world.backed_up().await;
+    world
+}
+
+/// It would fail in the window, or in the rollback with writes blocked.
+#[tokio::test]
+async fn sql_that_only_the_copy_allows_is_refused() {
+    let world = with_foreign(UP, DOWN).await;
+    let (number, mut world) = (world.number, world);
+    for (statement, words) in [
+        ("ALTER TABLE audit ADD at timestamptz", "alters table public.audit of role"),
+        (
+            "ALTER TABLE audit DISABLE TRIGGER noted; ALTER TABLE audit ENABLE TRIGGER noted",
+            "alters table public.audit",
+        ),
+        ("CREATE INDEX more ON audit (id)", "alters table public.audit"),
+        ("COMMENT ON COLUMN audit.what IS 'x'", "alters table public.audit"),
+        ("CREATE TABLE refers (id int REFERENCES audit)", "alters table public.audit"),
+        ("CREATE OR REPLACE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", "noted()"),
+        ("ALTER TYPE mood ADD VALUE 'bad'", "alters type public.mood"),
+        ("ALTER SEQUENCE tickets INCREMENT BY 2", "alters sequence public.tickets"),
+        ("REFRESH MATERIALIZED VIEW totals", "alters materialized view public.totals"),
+        ("COMMENT ON EXTENSION hstore IS 'x'", "alters extension hstore of role postgres"),
+        ("DROP TABLE reports.weekly", "drops table reports.weekly of role"),
+        ("ALTER TABLE reports.daily ADD PRIMARY KEY (id)", "creates index reports.daily_pkey in schema reports"),
+        ("CREATE VIEW reports.more AS SELECT 1", "creates view reports.more in schema reports"),
+    ] {
+        for (up, down, which) in [
+            (format!("{UP};\n{statement};"), DOWN.to_owned(), "rehearsal: the up SQL "),
+            (UP.to_owned(), format!("{DOWN};\n{statement};"), "rehearsal: the down SQL "),
+        ] {
+            world.sql(&up, &down);
+            let refused = world.run(Task::Rehearse).await;
+            let failure = refused.failure();
+            assert_eq!(failure.reason, Reason::PrivilegeMissing, "{statement}: {failure}");
+            let fix = match words {
+                words if words.contains("extension") => "next: take that out of the SQL".to_owned(),
+                words if words.contains(" in schema ") => {
+                    format!("GRANT CREATE ON SCHEMA reports TO \"migrator_{number}\";")
+                }
+                _ => format!("GRANT \"other_{number}\" TO \"migrator_{number}\";"),
+            };
+            let message = &failure.message;
+            assert!(message.starts_with(which) && message.contains(words), "{statement}: {failure}");
+            assert!(message.ends_with(&fix), "{statement}: {failure}");
+            // The server says the same where it matters.
+            let owner = world.owner().await;
+            let refused = owner.batch_execute(&format!("BEGIN; {statement}; ROLLBACK")).await.unwrap_err();
+            assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{statement}: {refused}");
+        }
+    }
+}
+
+/// No owner is asked for it, so it is no difference.
+#[tokio::test]
+async fn sql_that_the_database_allows_passes_beside_what_belongs_to_others() {
+    let up = format!(
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TABLE branches (id int PRIMARY KEY, region int REFERENCES regions);
+         CREATE TRIGGER mine AFTER INSERT ON regions EXECUTE FUNCTION nothing();
+         INSERT INTO regions VALUES (2); INSERT INTO branches VALUES (1, 2); DROP TABLE branches;
+         DROP FUNCTION nothing() CASCADE; TRUNCATE regions; DROP VIEW sold; {UP}"
+    );
+    let down = format!("{DOWN}; INSERT INTO regions VALUES (1); CREATE VIEW sold AS SELECT name FROM credit_packages;");
+    let world = with_foreign(&up, &down).await;
+    let rehearsed = world.run(Task::Rehearse).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+}
+
+#[tokio::test]
+async fn a_down_sql_that_only_the_copy_allows_is_found_after_the_window() {
+    let mut world = World::new().await;
+    world.alter(FOREIGN).await;
+    world.cutover(UP).await;
+    world.sql(UP, &format!("{DOWN};\nALTER TABLE audit DROP COLUMN what;"));
+    let refused = world.run(Task::RehearseRollback).await;
+    assert_eq!(refused.failure().reason, Reason::PrivilegeMissing, "{}", refused.failure());
+    assert!(refused.failure().message.contains("the down SQL alters table public.audit"), "{}", refused.failure());
+
+    // What others have made of the new version's tables goes with them.
+    world
+        .alter(
+            "CREATE VIEW reports.plans AS SELECT plan FROM credit_plans; ALTER VIEW reports.plans OWNER TO other_{n};
+             GRANT SELECT ON reports.plans TO migrator_{n}",
+        )
+        .await;
+    world.sql(UP, &DOWN.replace("DROP TABLE credit_plans;", "DROP TABLE credit_plans CASCADE;"));
+    let rehearsed = world.run(Task::RehearseRollback).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+}
+
+/// As in the window: a login that acts for the owner stays one, whatever the copy leaves to it.
+#[tokio::test]
+async fn what_is_left_to_the_login_does_not_change_whose_the_new_objects_are() {
+    let mut world = World::new().await;
+    world
+        .alter(
+            "CREATE ROLE owner_{n} NOLOGIN; GRANT owner_{n} TO migrator_{n};
+             ALTER DATABASE shop_{n} OWNER TO owner_{n}; CREATE ROLE other_{n}; CREATE TABLE audit (id int);
+             DO $$ DECLARE c record; BEGIN
+                 FOR c IN SELECT oid::regclass AS name FROM pg_class
+                          WHERE relkind IN ('r', 'p', 'v') AND relnamespace = 'public'::regnamespace
+                 LOOP EXECUTE format('ALTER TABLE %s OWNER TO owner_{n}', c.name); END LOOP; END $$;
+             ALTER TABLE audit OWNER TO other_{n}; GRANT SELECT ON audit TO migrator_{n}",
+        )
+        .await;
+    let query = format!(
+        "SELECT count(*) FROM pg_class WHERE relname = 'credit_plans' AND relowner = 'owner_{}'::regrole",
+        world.number
+    );
+    let check = json!([{"name": "owner", "sql": {"query": query}, "equals": "1"}]);
+    world.spec.plan.validation.checks = serde_json::from_value(check).unwrap();
+    world.backed_up().await;
+    let rehearsed = world.run(Task::Rehearse).await;
+    assert!(rehearsed.result.is_ok(), "{:?}", rehearsed.result);
+    assert_eq!(rehearsed.noted["rehearsal"]["checksNotPassing"], Value::Null);
+}

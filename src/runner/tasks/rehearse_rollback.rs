@@ -17,11 +17,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
-use super::rehearse::{Restore, on_copy, seconds};
+use super::rehearse::{Restore, Restored, on_copy, seconds};
 use crate::{
-    api::{
-        BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence, Work, WorkUnit,
-    },
+    api::{BalancesCheck, BalancesComparison, Check, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
     runner::{
         Failure,
         checks::{
@@ -71,14 +69,15 @@ async fn rehearse(
     admin: &Client,
     copy: &Target,
 ) -> Result<RollbackRehearsalEvidence, Failure> {
-    let control_spec = context.control_spec();
+    let mut control_spec = context.control_spec();
     let started = Instant::now();
     let (unexplained, balances) = unexplained_balances(context, target).await?;
     let mut live = target.connect(ROLLBACK_REHEARSAL).await?;
     let down = approved_down_sql(context, &live, &control_spec).await?;
     let tx = snapshot(&mut live, Access::Read).await?;
     let row = tx.query_one("SELECT pg_export_snapshot()", &[]).await?;
-    let left_out = copy_live(context, target, admin, copy, row.get(0)).await?;
+    let Restored { left_out, not_owned } = copy_live(context, target, admin, copy, row.get(0)).await?;
+    control_spec.not_owned = not_owned;
     let schema = SchemaObjects::take(&tx).await?.evidence();
     let users_written = control::users_written(&tx, &control_spec).await?;
     let credits_written = Some(control::credits_written(&tx, &control_spec).await?);
@@ -167,15 +166,14 @@ async fn approved_down_sql(
     }
 }
 
-/// Copies one snapshot of the live database into the scratch database, through a pipe. Returns what the copy goes
-/// without.
+/// Copies one snapshot of the live database into the scratch database, through a pipe.
 async fn copy_live(
     context: &TaskContext<'_>,
     target: &Target,
     admin: &Client,
     copy: &Target,
     exported: String,
-) -> Result<LeftOutObjects, Failure> {
+) -> Result<Restored, Failure> {
     let dump = || {
         let arguments = [
             "--format=custom".to_owned(),

@@ -100,7 +100,7 @@ pub async fn run_down(client: &mut Client, spec: &ControlSpec, sql: &Sql) -> Res
 /// [`run_up`] on the rehearsal's copy; `meter` measures its statements.
 ///
 /// # Errors
-/// As [`run_up`].
+/// As [`run_up`]; `PrivilegeMissing` for what only the copy allows.
 pub async fn rehearse_up(
     client: &mut Client,
     spec: &ControlSpec,
@@ -115,7 +115,7 @@ pub async fn rehearse_up(
 /// not: writes are blocked until the rollback is done. `meter` measures its statements.
 ///
 /// # Errors
-/// As [`run_down`]; `SqlOutsideDatabase`.
+/// As [`run_down`]; `SqlOutsideDatabase`; `PrivilegeMissing` for what only the copy allows.
 pub async fn rehearse_down(
     client: &mut Client,
     spec: &ControlSpec,
@@ -199,7 +199,7 @@ async fn transaction(
         Run::RehearsedDown => (Direction::Rollback, None, true),
     };
     let tx = client.build_transaction().read_only(false).start().await?;
-    let act = sql_role(&tx).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
+    let act = sql_role(&tx, spec).await?.map_or(String::new(), |role| format!("SET LOCAL ROLE {}; ", ident(&role)));
     let settings = format!("{act}{}", transaction_settings(spec));
     tx.batch_execute(&settings).await?;
     tx.batch_execute(&format!("SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_CHANGE})")).await?;
@@ -238,11 +238,13 @@ async fn transaction(
     if spec.credits.after.is_some() {
         create_track_any_change_function(&tx).await?;
     }
+    let not_owned = spec.not_owned.before(&tx).await?;
     let meter = match meter {
         Some(meter) => Some(meter.start(direction, sql).await?),
         None => None,
     };
     let texts = run_statements(&tx, sql, &settings, stop, meter).await?;
+    spec.not_owned.require_untouched(&tx, &not_owned, direction.sql_name()).await?;
     if direction == Direction::Forward {
         tables_gone(&tx, spec, &namesakes).await?;
     }

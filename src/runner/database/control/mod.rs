@@ -28,6 +28,7 @@ mod cutover;
 mod drain;
 mod functions;
 mod invariants;
+mod not_owned;
 mod obstacles;
 mod outside;
 mod owner;
@@ -66,6 +67,7 @@ pub use baseline::{
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
+pub use not_owned::{NotOwned, NotOwnedObject};
 pub use obstacles::ObstacleFinder;
 pub use outside::SharedObjects;
 pub(crate) use owner::{check_schema, described_role};

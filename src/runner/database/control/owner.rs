@@ -120,9 +120,9 @@ fn foreign(found: &str) -> Failure {
 
 /// The role that the SQL of a migration acts as, if it is another one than that of the session: the owner of the
 /// control schema, if everything that belongs to the session's role or to one of its groups belongs to that one, too.
-/// Then what the SQL creates can be changed by the next login.
-pub(super) async fn sql_role(client: &impl GenericClient) -> Result<Option<String>, Failure> {
-    let row = client.query_opt(&sql_role_query("n.nspowner"), &[]).await?;
+/// Then what the SQL creates can be changed by the next login. What belongs to the role on a copy alone does not count.
+pub(super) async fn sql_role(client: &impl GenericClient, spec: &ControlSpec) -> Result<Option<String>, Failure> {
+    let row = client.query_opt(&sql_role_query("n.nspowner"), &[&spec.not_owned.relations()]).await?;
     Ok(row.map(|row| row.get(0)))
 }
 
@@ -135,6 +135,7 @@ fn sql_role_query(owner: &str) -> String {
            AND pg_catalog.pg_has_role(session_user, o.oid, {SET_ROLE_RIGHT})
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c
                            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
+                             AND c.oid <> ALL ($1)
                              AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE')
                              AND NOT pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE'))"
     )
@@ -152,8 +153,8 @@ pub(crate) async fn described_role(client: &impl GenericClient, spec: &ControlSp
         Some(owner) => {
             let row = client
                 .query_opt(
-                    &format!("{} AND o.rolname = $1", sql_role_query("coalesce(n.nspowner, d.datdba)")),
-                    &[&owner],
+                    &format!("{} AND o.rolname = $2", sql_role_query("coalesce(n.nspowner, d.datdba)")),
+                    &[&spec.not_owned.relations(), &owner],
                 )
                 .await?;
             row.map(|row| row.get::<_, String>(0))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::NotOwned;
 use crate::{
     api::{CreditMigrationSpec, Credits, Invariant, LostRight, Obstacle, sha256},
     runner::Failure,
@@ -40,6 +41,8 @@ pub struct ControlSpec {
     pub rehearsed_schema: Option<String>,
     /// Rights that the application's roles lost in the rehearsal: people have approved it with the plan.
     pub approved_rights_lost: Vec<LostRight>,
+    /// On a rehearsal's copy what the migration role owns there alone.
+    pub not_owned: NotOwned,
     /// How long creating or dropping one trigger is retried before it fails.
     pub trigger_timeout: Duration,
     /// From when on a transaction that has locked a protected table, or a lock that is refused, is waited for before
@@ -77,6 +80,7 @@ impl ControlSpec {
             invariants: migration.invariants.clone(),
             rehearsed_schema: None,
             approved_rights_lost: vec![],
+            not_owned: NotOwned::default(),
             trigger_timeout: Duration::from_secs(60),
             long_transaction: Duration::from_secs(Obstacle::LONG_SECONDS),
         }

@@ -142,6 +142,7 @@ mod tests {
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             owner: (!owner.is_empty()).then(|| owner.to_owned()),
             needs: None,
+            foreign: None,
         }
     }
 
@@ -221,7 +222,7 @@ mod tests {
         &[31]
     )]
     fn is_left_out(#[case] objects: Vec<Object>, #[case] want: &[u32]) {
-        let kept = without(LIST, &Facts(objects));
+        let kept = without(LIST, &Facts(objects, vec![]));
         let left: Vec<u32> = LIST
             .lines()
             .filter(|line| !kept.lines().any(|kept| kept == *line))

@@ -119,9 +119,13 @@ WITH RECURSIVE me AS (
                -- The sequence of a column goes with its table.
                SELECT FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
                WHERE d.classid = k.class AND d.objid = k.oid AND d.refclassid = k.class AND d.deptype IN ('a', 'i')))
+    -- In the copy it belongs to who creates it, always. Only SQL that alters it meets the difference.
+    UNION ALL SELECT 'Owner', 'pg_extension'::regclass, e.oid, 0, NULL, NULL, NULL
+    FROM pg_extension AS e LEFT JOIN absent AS a ON a.class = 'pg_extension'::regclass AND a.oid = e.oid
+    WHERE e.oid >= 16384 AND a.oid IS NULL AND NOT pg_has_role(extowner, 'USAGE')
 )
 SELECT f.kind, f.class, f.oid,
-       f.kind NOT IN ('Member', 'Given') AND (f.kind <> 'Dependent' OR NOT EXISTS (
+       f.kind NOT IN ('Member', 'Given') AND NOT (f.kind = 'Owner' AND f.class = 'pg_extension'::regclass) AND (f.kind <> 'Dependent' OR NOT EXISTS (
            SELECT FROM pg_depend AS d JOIN absent AS a ON a.class = d.refclassid AND a.oid = d.refobjid
            WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype IN ('a', 'i'))) AS shown,
        f.kind IN ('Dependent', 'Grant') AND (
@@ -138,11 +142,21 @@ SELECT f.kind, f.class, f.oid,
                 || '(' || pg_get_function_identity_arguments(f.oid) || ')' END,
            CASE WHEN f.class IN ('pg_class'::regclass, 'pg_foreign_server'::regclass) AND f.number = 0
                 THEN r.relname::text END], NULL),
-       pg_get_userbyid(coalesce(o.owner, r.relowner))::text,
+       pg_get_userbyid(coalesce(o.owner, e.extowner, r.relowner))::text,
        coalesce('role ' || pg_get_userbyid(f.grantor),
-                CASE WHEN f.kind = 'Dependent' THEN j.type || ' ' || j.identity END)
+                CASE WHEN f.kind = 'Dependent' THEN j.type || ' ' || j.identity END),
+       -- Of what belongs to a role whose rights the migration role lacks: its address, what may be done with it, and
+       -- whether its owner's rights can be given at all.
+       f.kind = 'Owner' AND NOT pg_has_role(coalesce(o.owner, e.extowner), 'USAGE') AS foreign,
+       CASE WHEN f.kind = 'Owner' THEN (pg_identify_object_as_address(f.class, f.oid, f.number)).object_names END,
+       CASE WHEN f.kind = 'Owner' THEN (pg_identify_object_as_address(f.class, f.oid, f.number)).object_args END,
+       coalesce(pg_has_role(n.nspowner, 'USAGE'), false),
+       f.class = 'pg_class'::regclass AND has_table_privilege(f.oid, 'TRIGGER'),
+       f.class = 'pg_class'::regclass AND has_any_column_privilege(f.oid, 'REFERENCES'),
+       coalesce((SELECT rolsuper FROM pg_roles AS s WHERE s.oid = coalesce(o.owner, e.extowner)), false)
 FROM found AS f
 LEFT JOIN owned AS o ON o.class = f.class AND o.oid = f.oid
+LEFT JOIN pg_extension AS e ON f.kind = 'Owner' AND f.class = 'pg_extension'::regclass AND e.oid = f.oid
 LEFT JOIN part AS p ON p.class = f.class AND p.oid = f.oid
 -- Names without quotes, and what has no owner of its own.
 LEFT JOIN LATERAL (
@@ -156,6 +170,7 @@ LEFT JOIN pg_namespace AS n ON n.oid = coalesce(o.schema, r.relnamespace),
 pg_identify_object(f.class, f.oid, f.number) AS i,
 LATERAL (SELECT (pg_identify_object(coalesce(f.rootclass, f.class), coalesce(f.root, f.oid), 0)).*) AS j
 UNION ALL
-SELECT 'SecurityLabel', 0, 0, true, false, objtype, objname, '-', '{}', NULL, 'provider ' || provider
+SELECT 'SecurityLabel', 0, 0, true, false, objtype, objname, '-', '{}', NULL, 'provider ' || provider,
+       false, NULL, NULL, false, false, false, false
 FROM pg_seclabels WHERE objtype NOT IN ('role', 'database', 'tablespace')
 ORDER BY 1, 6, 7

@@ -7,7 +7,8 @@
 //!  facts.sql ── Facts ─┬─ left_out(): evidence, and what Preflight predicts
 //!                      ├─ require_restorable(): what the migration needs is there
 //!                      ├─ contents::without(): entries of the archive that are restored
-//!                      └─ give(): owners, once all is restored
+//!                      ├─ give(): owners, once all is restored
+//!                      └─ not_owned(): what SQL must leave alone, because only the copy lets it
 //! ```
 //!
 //! # Contract
@@ -20,7 +21,7 @@ pub mod contents;
 use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::{
-    control::{ident, oids},
+    control::{NotOwned, NotOwnedObject, ident, oids},
     version::{SET_ROLE_RIGHT, ServerVersion},
 };
 use crate::{
@@ -75,11 +76,35 @@ pub struct Object {
     pub owner: Option<String>,
     /// The object without which it cannot be restored, or the role that granted.
     pub needs: Option<String>,
+    /// What is to be known if it belongs to a role whose rights the migration role lacks.
+    pub foreign: Option<Foreign>,
 }
 
-/// All objects of a database that are not simply restored.
+/// An object of a role whose rights the migration role lacks: in the copy it belongs to the migration role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its address, for `pg_get_object_address`.
+    pub names: Vec<String>,
+    /// The rest of it.
+    pub args: Vec<String>,
+    /// Whether the migration role may drop it, as the owner of its schema.
+    pub droppable: bool,
+    /// Whether it may create triggers on it.
+    pub triggers: bool,
+    /// Whether it may refer to it by foreign keys.
+    pub references: bool,
+    /// Whether the owner is a superuser: its rights are not to be given.
+    pub superuser: bool,
+}
+
+/// All objects of a database that are not simply restored, and quoted names of schemas in which the role may create
+/// nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts(Vec<Object>);
+pub struct Facts(Vec<Object>, Vec<String>);
+
+/// Schemas in which the current role may create nothing.
+const CLOSED_SCHEMAS_SQL: &str = "SELECT quote_ident(nspname) FROM pg_namespace
+    WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND NOT has_schema_privilege(oid, 'CREATE')";
 
 impl Facts {
     /// Reads the database that `client` is connected to, as the role that will restore it. `protected` are tables as
@@ -94,8 +119,9 @@ impl Facts {
         // To compile a query of this size takes seconds, to run it on 3,000 tables a tenth of one.
         client.batch_execute("BEGIN READ ONLY; SET LOCAL search_path = pg_catalog; SET LOCAL jit = off").await?;
         let rows = client.query(&query, &[&tables, &refused]).await;
+        let closed = client.query(CLOSED_SCHEMAS_SQL, &[]).await;
         client.batch_execute("ROLLBACK").await?;
-        Ok(Self(rows?.iter().filter_map(object).collect()))
+        Ok(Self(rows?.iter().filter_map(object).collect(), closed?.iter().map(|row| row.get(0)).collect()))
     }
 
     /// The objects.
@@ -142,7 +168,9 @@ impl Facts {
         // An owner of a table may need the right to create in its schema, and has it as that schema's owner.
         let (schemas, others): (Vec<_>, Vec<_>) = given().partition(|object| object.kind == "schema");
         for object in schemas.into_iter().chain(others) {
-            let Some(statement) = object.owner_statement() else { continue };
+            let Some(statement) = object.owner.as_ref().and_then(|owner| object.owner_statement(&ident(owner))) else {
+                continue;
+            };
             if let Err(error) = copy.batch_execute(&statement).await {
                 // It is newer than the dump.
                 if error.code().is_some_and(|code| UNDEFINED.contains(code)) {
@@ -157,6 +185,40 @@ impl Facts {
             }
         }
         Ok(kept)
+    }
+
+    /// What `role` owns in the copy alone, once all is given.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub async fn not_owned(&self, copy: &Client, role: &str) -> Result<NotOwned, Failure> {
+        let role = ident(role);
+        let mut objects = Vec::new();
+        for (object, foreign) in self.0.iter().filter_map(|object| Some((object, object.foreign.as_ref()?))) {
+            let query = "SELECT classid, objid FROM pg_catalog.pg_get_object_address($1, $2, $3)";
+            let row = match copy.query_one(query, &[&object.kind, &foreign.names, &foreign.args]).await {
+                Ok(row) => row,
+                // It is newer than the dump.
+                Err(error) if error.code().is_some_and(|code| UNDEFINED.contains(code)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let owner = object.owner.clone().unwrap_or_default();
+            let fix = match (foreign.superuser, object.owner_statement(&role)) {
+                (false, _) => Some(format!("GRANT {} TO {role};", ident(&owner))),
+                (true, statement) => statement.filter(|_| object.kind != "extension").map(|text| text + ";"),
+            };
+            objects.push(NotOwnedObject {
+                class: row.get(0),
+                oid: row.get(1),
+                name: object.described(LeftOutKind::Owner).name,
+                owner,
+                fix,
+                droppable: foreign.droppable,
+                triggers: foreign.triggers,
+                references: foreign.references,
+            });
+        }
+        Ok(NotOwned { role, objects, closed_schemas: self.1.clone() })
     }
 }
 
@@ -179,13 +241,14 @@ impl Object {
         LeftOut { kind, name: short(&name), owner: self.owner.clone(), needs: self.needs.as_deref().map(short) }
     }
 
-    fn owner_statement(&self) -> Option<String> {
+    /// Gives it to a role, which is quoted.
+    fn owner_statement(&self, role: &str) -> Option<String> {
         let word = match self.kind.as_str() {
             "statistics object" => "STATISTICS".to_owned(),
             "foreign-data wrapper" => "FOREIGN DATA WRAPPER".to_owned(),
             word => word.to_uppercase(),
         };
-        self.owner.as_ref().map(|owner| format!("ALTER {word} {} OWNER TO {}", self.identity, ident(owner)))
+        self.owner.as_ref().map(|_| format!("ALTER {word} {} OWNER TO {role}", self.identity))
     }
 }
 
@@ -208,6 +271,14 @@ fn object(row: &Row) -> Option<Object> {
         tags: row.get(8),
         owner: row.get(9),
         needs: row.get(10),
+        foreign: row.get::<_, bool>(11).then(|| Foreign {
+            names: row.get(12),
+            args: row.get(13),
+            droppable: row.get(14),
+            triggers: row.get(15),
+            references: row.get(16),
+            superuser: row.get(17),
+        }),
     })
 }
 

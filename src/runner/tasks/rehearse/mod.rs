@@ -18,14 +18,14 @@ mod checks;
 mod restore;
 mod writes;
 
-pub(super) use restore::Restore;
+pub(super) use restore::{Restore, Restored};
 
 use std::time::Instant;
 
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
+    api::{Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -128,9 +128,9 @@ async fn rehearse(
     copy: &Target,
     sql: &MigrationSql,
 ) -> Result<RehearsalEvidence, Failure> {
-    let control_spec = context.control_spec();
     let started = Instant::now();
-    let left_out = restore(context, store, admin, copy).await?;
+    let Restored { left_out, not_owned } = restore(context, store, admin, copy).await?;
+    let control_spec = ControlSpec { not_owned, ..context.control_spec() };
     let restore_seconds = started.elapsed().as_secs_f64();
 
     let mut client = copy.connect("rehearsal-copy").await?;
@@ -221,13 +221,13 @@ fn require_equal(before: &Fingerprint, after: &Fingerprint) -> Result<(), Failur
     ))
 }
 
-/// Restores the object as it is in the bucket. Returns what the copy goes without.
+/// Restores the object as it is in the bucket.
 async fn restore(
     context: &TaskContext<'_>,
     store: &StoreClient,
     admin: &Client,
     copy: &Target,
-) -> Result<LeftOutObjects, Failure> {
+) -> Result<Restored, Failure> {
     let (object, expected) = context.backup_input()?;
     let list = match archive::list(&context.tools, store, object).await {
         Ok(list) => list,

@@ -13,6 +13,7 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
+            control::NotOwned,
             left_out::{self, Facts, contents},
             version::ServerVersion,
         },
@@ -45,6 +46,14 @@ pub(in crate::runner::tasks) struct Restore {
 pub(in crate::runner::tasks) struct Rest {
     facts: Facts,
     copy: Target,
+}
+
+/// In what a copy differs from its original.
+pub(in crate::runner::tasks) struct Restored {
+    /// What it goes without.
+    pub(in crate::runner::tasks) left_out: LeftOutObjects,
+    /// What the migration role owns there alone.
+    pub(in crate::runner::tasks) not_owned: NotOwned,
 }
 
 impl Restore {
@@ -96,11 +105,11 @@ impl Restore {
 }
 
 impl Rest {
-    /// What is done when the program has ended: owners get what is theirs. Returns what the copy goes without.
+    /// What is done when the program has ended: owners get what is theirs.
     ///
     /// # Errors
     /// That of the program, with what the copy lacks; those of the connection.
-    pub(in crate::runner::tasks) async fn done(self, ended: Result<(), Failure>) -> Result<LeftOutObjects, Failure> {
+    pub(in crate::runner::tasks) async fn done(self, ended: Result<(), Failure>) -> Result<Restored, Failure> {
         if let Err(failure) = ended {
             let Some(lacks) = self.facts.left_out(vec![]).summary() else { return Err(failure) };
             let message = format!(
@@ -111,11 +120,12 @@ impl Rest {
             );
             return Err(Failure::new(failure.reason, message));
         }
-        let kept = self.facts.give(&self.copy.connect("rehearsal-copy").await?).await?;
-        let left_out = self.facts.left_out(kept);
+        let session = self.copy.connect("rehearsal-copy").await?;
+        let left_out = self.facts.left_out(self.facts.give(&session).await?);
+        let not_owned = self.facts.not_owned(&session, self.copy.user()).await?;
         if let Some(summary) = left_out.summary() {
             tracing::warn!(detail = summary, "the role may not restore all of it");
         }
-        Ok(left_out)
+        Ok(Restored { left_out, not_owned })
     }
 }
