@@ -15,22 +15,24 @@
 //! `api`.
 
 mod checks;
+mod directory;
 mod restore;
 mod writes;
 
-pub(super) use restore::Restore;
+pub(super) use restore::Restorer;
 
 use std::time::Instant;
 
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, RehearsalEvidence},
+    api::{BackupFormat, LeftOutObjects, Reason, RehearsalEvidence},
     runner::{
         Failure,
         clients::{
             archive,
             object_store::{STORE_RETRY_TIMEOUT, StoreClient},
+            rate_limit::RateLimit,
         },
         context::{MountedSql, TaskContext},
         database::{
@@ -138,7 +140,8 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
-    let before = Fingerprint::take(&mut client).await?;
+    let rate = RateLimit::new(context.spec.plan.runner.limits.fingerprint());
+    let before = Fingerprint::take(&mut client, &rate).await?;
 
     let migrated = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_up(client, &control_spec, &sql.up, &sql.down).await
@@ -167,7 +170,7 @@ async fn rehearse(
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
 
-    let after = Fingerprint::take(&mut client).await?;
+    let after = Fingerprint::take(&mut client, &rate).await?;
     require_equal(&before, &after)?;
     let writes = match &sql.writes {
         Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
@@ -220,18 +223,15 @@ async fn restore(
     copy: &Target,
 ) -> Result<LeftOutObjects, Failure> {
     let (object, expected) = context.backup_input()?;
-    let list = match archive::list(&context.tools, store, object).await {
-        Ok(list) => list,
-        // The whole object is read below, and shows whether it was altered.
-        Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
-        Err(failure) => return Err(failure),
-    };
-    let restore = Restore::start(context, admin, copy, &list).await?;
-    let Restore { running, rest, _folder } = restore;
-    let streamed = archive::stream_through(store, object, running).await?;
+    let restorer = Restorer::new(context, admin, copy).await?;
+    if context.spec.plan.backup.format == BackupFormat::Directory {
+        return directory::restore(context, store, restorer, object, expected).await;
+    }
+    let list = archive::list_or_none(&context.tools, store, object).await?;
+    let streamed = archive::stream_through(store, object, restorer.start(&list, &[])?).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
-    rest.done(streamed.ended).await
+    restorer.done(streamed.ended).await
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.
