@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LeftOutObjects, Reason, StatementEvidence, Time, named::named};
+use super::{BackupFormat, LeftOutObjects, Reason, StatementEvidence, Time, named::named};
 
 /// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -93,29 +93,53 @@ pub struct TransactionStatistics {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupEvidence {
-    /// `s3://bucket/key` of the dump.
+    /// `s3://bucket/key` of the dump; of a `Directory`, of its manifest, which has bytes and SHA-256 of each archive.
     pub object: String,
     /// `s3://bucket/key` of the statistics of the same snapshot, as JSON.
     pub statistics_object: String,
-    /// Size in bytes.
+    /// Size of all archives in bytes.
     pub bytes: u64,
-    /// `sha256:` and 64 hex digits, taken while streaming.
+    /// `sha256:` and 64 hex digits of `object`, taken while streaming.
     pub sha256: String,
+    /// How it lies in the store.
+    #[serde(default)]
+    pub format: BackupFormat,
+    /// Archives of which it consists.
+    #[serde(default = "one")]
+    pub archives: u32,
+    /// Programs that dumped at the same time.
+    #[serde(default = "one")]
+    pub jobs: u32,
     /// Version of pg_dump.
     pub pg_dump_version: String,
     /// End of the upload.
     pub finished_at: Time,
 }
 
+impl BackupEvidence {
+    /// Object, bytes and digest in one line.
+    pub fn summary(&self) -> String {
+        let of = match self.format {
+            BackupFormat::Custom => String::new(),
+            BackupFormat::Directory => format!(" in {} archives by {} jobs", self.archives, self.jobs),
+        };
+        format!("{}, {} bytes{of}, {}", self.object, self.bytes, self.sha256)
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
 /// The dump, read back.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct VerificationEvidence {
-    /// Size in bytes as downloaded.
+    /// Size of all archives in bytes as downloaded.
     pub bytes: u64,
-    /// SHA-256 as downloaded.
+    /// SHA-256 of the object as downloaded. Those of the archives that a manifest names were equal to it.
     pub sha256: String,
-    /// Entries in the archive's table of contents.
+    /// Entries in the tables of contents of all archives.
     pub entries: u64,
 }
 

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::{
-    BackupEvidence, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, LeftOutObjects, RehearsalEvidence,
-    ReportEvidence, RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
+    BackupEvidence, BackupFormat, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, LeftOutObjects,
+    RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
 };
 
 /// Represents what only the runner may know. It must never appear in an API object.
@@ -69,6 +69,9 @@ pub(crate) fn backup(finished_at: Time) -> BackupEvidence {
         statistics_object: "s3://b/o.json".into(),
         bytes: 10,
         sha256: "sha256:dump".into(),
+        format: BackupFormat::Custom,
+        archives: 1,
+        jobs: 1,
         pg_dump_version: "17".into(),
         finished_at,
     }

@@ -65,7 +65,7 @@ pub(super) async fn observe(ctx: &Context, migration: &CreditMigration) -> Resul
         .filter(|(w, _)| restarted.contains(&w.reference))
         .for_each(|(_, more)| quota::add(&mut surge, more));
     if !runs.iter().any(|run| run.run.spec.task.is_window() && run.job == JobState::Active) {
-        quota::add(&mut surge, &quota::window_pod_needs());
+        quota::add(&mut surge, &quota::window_pod_needs(&migration.spec.runner.resources));
     }
     decisions.retain(|decision| is_authenticated(decision, policy.since));
     Ok(Observed {

@@ -13,7 +13,11 @@ use k8s_openapi::{
 };
 
 use super::{build, rollout_facts::max_unavailable};
-use crate::{api::Task, machine::QuotaShortage, shared::quantity};
+use crate::{
+    api::{RunnerResources, Task},
+    machine::QuotaShortage,
+    shared::quantity,
+};
 
 /// What pods need, by the names that quotas use, in thousandths.
 pub(super) type Needs = BTreeMap<String, i128>;
@@ -33,8 +37,8 @@ pub(super) fn surge_needs<'a>(d: &Deployment, pods: impl Iterator<Item = &'a Pod
 
 /// What the window's own pod needs. Until it is there it counts, too: otherwise it would take the room that the rollout
 /// was found to have, and be in its own way.
-pub(super) fn window_pod_needs() -> Needs {
-    let mut needs = of_resources(&build::resources(Task::Window));
+pub(super) fn window_pod_needs(resources: &RunnerResources) -> Needs {
+    let mut needs = of_resources(&build::resources(Task::Window, resources));
     needs.insert("pods".to_owned(), 1_000);
     needs
 }
@@ -192,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_windows_own_pod_counts() {
-        let needs = window_pod_needs();
+        let needs = window_pod_needs(&RunnerResources::default());
         assert_eq!((needs["pods"], needs["requests.cpu"]), (1_000, 50));
         assert_eq!(needs["requests.memory"], needs["limits.memory"]);
     }

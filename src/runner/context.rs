@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
-    clients::pg_tools::Tools,
+    clients::{manifest::MANIFEST, pg_tools::Tools},
     database::control::{ControlSpec, Sql},
     report::Progress,
     settings::Settings,
@@ -50,6 +50,12 @@ impl TaskContext<'_> {
             (Some(object), Some(sha256)) => Ok((object, sha256)),
             _ => Err(Failure::new(Reason::Internal, "the run's inputs name no backup")),
         }
+    }
+
+    /// What the names of all objects of a backup begin with.
+    pub(in crate::runner) fn backup_base(object: &str) -> &str {
+        let dump = object.strip_suffix(MANIFEST).and_then(|folder| folder.strip_suffix('/')).unwrap_or(object);
+        dump.strip_suffix(".dump").unwrap_or(dump)
     }
 
     /// `<database>_<YYYYMMDD_HHMMSS>_pre_migration_<uid8>_<attempt>`, the checklist's name with what makes it unique.

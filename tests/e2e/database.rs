@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use credit_migration::runner::database::connection::Target;
 pub use credit_migration::runner::database::fingerprint::Fingerprint;
+use credit_migration::runner::{clients::rate_limit::RateLimit, database::connection::Target};
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use super::cluster::{eventually, state_file};
@@ -191,7 +191,7 @@ impl Database {
 
     /// Fingerprint of all objects and data of the application.
     pub async fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::take(&mut self.connect().await, |_, _| {}).await.unwrap()
+        Fingerprint::take(&mut self.connect().await, &RateLimit::new(None), |_, _| {}).await.unwrap()
     }
 
     /// Balance of each user.

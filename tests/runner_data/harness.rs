@@ -216,6 +216,19 @@ impl World {
         }
     }
 
+    /// A superuser's connection, for libpq.
+    pub fn superuser_env(&self) -> [(&'static str, String); 6] {
+        let servers = servers();
+        [
+            ("PGHOST", "127.0.0.1".to_owned()),
+            ("PGPORT", servers.database.to_string()),
+            ("PGUSER", "postgres".to_owned()),
+            ("PGPASSWORD", "root-secret".to_owned()),
+            ("PGSSLMODE", "verify-full".to_owned()),
+            ("PGSSLROOTCERT", servers.dir.join("tls/ca.crt").to_string_lossy().into_owned()),
+        ]
+    }
+
     /// Runs SQL as superuser in this world's database.
     pub async fn alter(&self, sql: &str) {
         let sql = sql.replace("{n}", &self.number.to_string());

@@ -2,6 +2,7 @@
 //!
 //! Called by the callers of `api`, which passes all of it on. Imports `api`.
 
+mod backup;
 mod checks;
 mod code;
 mod connection;
@@ -15,6 +16,7 @@ mod schedule;
 mod sources;
 mod triggers;
 
+pub use backup::*;
 pub use checks::*;
 pub use code::*;
 pub use connection::*;
@@ -341,59 +343,6 @@ pub struct VersionProbe {
     pub json_path: String,
 }
 
-/// Object store of the backup, and export of key users.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Backup {
-    /// The object store.
-    pub store: Store,
-    /// Users whose rows are also exported, as CSV.
-    #[serde(default)]
-    pub key_users: KeyUsers,
-}
-
-/// Users whose rows of the balances table are exported to the bucket: those above either limit.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct KeyUsers {
-    /// Balance above which a user is a key user, a decimal text in credits. 1000, the checklist's value.
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
-    pub balance_over: String,
-    /// Purchased credits above which a user is a key user, a decimal text in credits. 0, the checklist's value.
-    #[schemars(regex(pattern = r"^-?[0-9]+(\.[0-9]+)?$"))]
-    pub purchased_over: String,
-}
-
-impl Default for KeyUsers {
-    fn default() -> Self {
-        Self { balance_over: "1000".into(), purchased_over: "0".into() }
-    }
-}
-
-/// An S3-compatible object store.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Store {
-    /// Bucket and prefix: `s3://backups/credit-migration/`.
-    #[x_kube(
-        validation = Rule::new("self.startsWith('s3://') && self.size() > 5")
-            .message("url must be s3://BUCKET/PREFIX/, for example s3://backups/credit-migration/")
-    )]
-    pub url: String,
-    /// Address of the S3 API; the provider's default when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('https://') || self.startsWith('http://')")
-            .message("endpoint must start with https:// (or http:// for a test)")
-    )]
-    pub endpoint: Option<String>,
-    /// Region.
-    #[serde(default = "region")]
-    pub region: String,
-    /// Secret with keys `accessKeyId`, `secretAccessKey` and, for a private authority, `ca.crt`.
-    pub secret_ref: NameRef,
-}
-
 /// The rehearsal's database.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
@@ -513,7 +462,4 @@ fn enable_rollback() -> String {
 }
 fn running() -> String {
     "$.running".into()
-}
-fn region() -> String {
-    "us-east-1".into()
 }

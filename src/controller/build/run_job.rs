@@ -1,7 +1,5 @@
 //! The run object and its Job.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
@@ -17,7 +15,10 @@ use kube::ResourceExt;
 
 use super::{labels, meta, owner, volumes};
 use crate::{
-    api::{CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, Task, mounts, runner_name},
+    api::{
+        CreditMigration, CreditMigrationSpec, MigrationRun, MigrationRunSpec, Placement, RunnerResources, Task, mounts,
+        runner_name,
+    },
     machine::StartRun,
 };
 
@@ -30,8 +31,6 @@ const LOST_NODE_SECONDS: i64 = 10;
 /// Annotations that keep the cluster autoscaler and Karpenter from moving a pod: a task would start again.
 pub(super) const STAYS: [(&str, &str); 2] =
     [("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"), ("karpenter.sh/do-not-disrupt", "true")];
-/// Memory that a runner may use.
-const MEMORY_LIMIT: &str = "512Mi";
 
 /// The run object.
 pub fn run(migration: &CreditMigration, start: &StartRun) -> MigrationRun {
@@ -129,7 +128,7 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, priority_cla
                     ..Default::default()
                 },
             ]),
-            resources: Some(resources(run.spec.task)),
+            resources: Some(resources(run.spec.task, &plan.runner.resources)),
             security_context: Some(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 read_only_root_filesystem: Some(true),
@@ -146,12 +145,17 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, priority_cla
 }
 
 /// What the pod of a task requests, and its limits.
-pub(in crate::controller) fn resources(task: Task) -> ResourceRequirements {
+pub(in crate::controller) fn resources(task: Task, given: &RunnerResources) -> ResourceRequirements {
     // A node that is short of memory evicts first what uses more than it has requested.
-    let memory = if task.is_window() { MEMORY_LIMIT } else { "64Mi" };
+    let memory = if task.is_window() { given.memory_limit() } else { "64Mi" };
+    let memory = given.requests.memory.as_deref().unwrap_or(memory);
+    let list = |cpu: Option<&str>, memory: &str, disk: &Option<String>| {
+        let amounts = [("cpu", cpu), ("memory", Some(memory)), ("ephemeral-storage", disk.as_deref())];
+        Some(amounts.into_iter().filter_map(|(name, amount)| Some(quantity(name, amount?))).collect())
+    };
     ResourceRequirements {
-        requests: Some(BTreeMap::from([quantity("cpu", "50m"), quantity("memory", memory)])),
-        limits: Some(BTreeMap::from([quantity("memory", MEMORY_LIMIT)])),
+        requests: list(Some(given.cpu_request()), memory, &given.requests.ephemeral_storage),
+        limits: list(given.limits.cpu.as_deref(), given.memory_limit(), &given.limits.ephemeral_storage),
         ..Default::default()
     }
 }

@@ -244,6 +244,19 @@ fn without_pull_secrets_the_field_is_left_out() {
 }
 
 #[test]
+fn a_pod_has_the_resources_of_the_spec() {
+    let mut migration = migration();
+    let given = json!({"requests": {"cpu": "1", "ephemeralStorage": "1Gi"}, "limits": {"memory": "2Gi", "cpu": "4"}});
+    migration.spec.runner.resources = serde_json::from_value(given).unwrap();
+    for (task, memory) in [(Task::Backup, "64Mi"), (Task::Window, "2Gi")] {
+        let pod = made_for(&migration, task, None).spec.unwrap().template.spec.unwrap();
+        let resources = serde_json::to_value(&pod.containers[0].resources).unwrap();
+        let requests = json!({"cpu": "1", "memory": memory, "ephemeral-storage": "1Gi"});
+        assert_eq!(resources, json!({"requests": requests, "limits": {"memory": "2Gi", "cpu": "4"}}), "{task:?}");
+    }
+}
+
+#[test]
 fn neither_a_window_nor_a_trigger_waits_for_a_node_that_is_lost_or_full() {
     for task in TASKS {
         let template = made(task, None).spec.unwrap().template;

@@ -289,7 +289,7 @@ impl Transition<'_> {
             },
             Step::Baseline | Step::Backup => match (status.baseline, status.backup) {
                 (Some(_), Some(b)) => {
-                    let note = format!("{}, {} bytes, {}", b.object, b.bytes, b.sha256);
+                    let note = b.summary();
                     self.status.backup = Some(b);
                     Recorded::Taken(note)
                 }

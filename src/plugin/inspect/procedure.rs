@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use crate::{
-    api::{AllowedHours, Audience, Balances, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step, Task, Time},
+    api::{
+        AllowedHours, Audience, BackupFormat, Balances, Check, CreditMigrationSpec, OnBreach, RollbackPolicy, Step,
+        Task, Time,
+    },
     machine::{next_hours, steps::FORWARD},
     plugin::output::duration,
 };
@@ -62,7 +65,9 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
                 None => String::new(),
             }
         ),
-        Step::Backup => format!("dumps the database of the same snapshot to {}", spec.backup.store.url),
+        Step::Backup => {
+            format!("dumps the database of the same snapshot to {}{}", spec.backup.store.url, by_jobs(spec))
+        }
         Step::VerifyBackup => "downloads the dump, compares its SHA-256, reads it to its end".into(),
         Step::ExportKeyUsers => format!(
             "writes rows with a balance over {}{} to the store as CSV",
@@ -163,6 +168,17 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
     }
 }
 
+/// What differs from a dump in one stream.
+fn by_jobs(spec: &CreditMigrationSpec) -> String {
+    let backup = &spec.backup;
+    let jobs = match backup.format {
+        BackupFormat::Custom => String::new(),
+        BackupFormat::Directory => format!(", an archive for each large table, {} at a time", backup.jobs),
+    };
+    let limit = spec.runner.limits.dump_per_second.as_ref();
+    jobs + &limit.map_or_else(String::new, |limit| format!(", at most {limit} per second"))
+}
+
 /// Names of the channels that reach one of these audiences.
 fn channels(spec: &CreditMigrationSpec, audiences: &[Audience]) -> Vec<String> {
     let reaches = |c: &&crate::api::NotificationChannel| c.audiences.iter().any(|a| audiences.contains(a));
@@ -260,6 +276,11 @@ mod tests {
             let text = of(&spec, step);
             assert!(text.contains(part), "{step:?}: {text}");
         }
+        spec.backup.format = BackupFormat::Directory;
+        spec.backup.jobs = 4;
+        spec.runner.limits.dump_per_second = Some("50Mi".to_owned());
+        let text = of(&spec, Step::Backup);
+        assert!(text.ends_with("an archive for each large table, 4 at a time, at most 50Mi per second"), "{text}");
         spec.schedule = serde_json::from_value(serde_json::json!({
             "startAt": "2030-01-01T03:00:00Z",
             "allowedHours": [{"days": ["Sunday"], "from": "02:00", "to": "04:00", "timeZone": "Europe/Berlin"}],

@@ -62,7 +62,7 @@ async fn list(context: &TaskContext<'_>) -> Result<UnexplainedEvidence, Failure>
     let found = unexplained_balances(&mut client, &context.control_spec(), MAX_ROWS).await?;
     let text = csv(&found);
     let evidence = UnexplainedEvidence {
-        object: format!("{}.unexplained.csv", backup.strip_suffix(".dump").unwrap_or(backup)),
+        object: format!("{}.unexplained.csv", TaskContext::backup_base(backup)),
         rows: u64::try_from(found.len()).unwrap_or(u64::MAX),
         sha256: sha256(text.as_bytes()),
         taken_at: telemetry::now(),

@@ -12,10 +12,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Transaction};
 
 use super::snapshot::{Access, snapshot};
-use crate::runner::Failure;
+use crate::{
+    api::Reason,
+    runner::{Failure, clients::rate_limit::RateLimit},
+};
 
 /// A database at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,9 +131,16 @@ SELECT 'schema ' || quote_ident(n.nspname), 'owner ' || pg_get_userbyid(n.nspown
 FROM pg_namespace AS n
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'credit_migration')"#;
 
-/// Tables with rows of their own.
+/// Bytes of a table that are read between two looks at the limit.
+const CHUNK_BYTES: u64 = 8 << 20;
+
+/// Tables with rows of their own: name, bytes, and blocks by which rows can be found; 0 if they cannot. Versions before
+/// 14 would read the whole table for each chunk.
 const TABLES_SQL: &str = r"
-SELECT format('%I.%I', n.nspname, c.relname)
+SELECT format('%I.%I', n.nspname, c.relname), pg_table_size(c.oid),
+       CASE WHEN current_setting('server_version_num')::int >= 140000
+             AND (SELECT amname FROM pg_am WHERE oid = c.relam) = 'heap'
+            THEN pg_relation_size(c.oid) / current_setting('block_size')::int ELSE 0 END
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND (c.relkind = 'r' OR c.relispopulated)
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration', 'pg_toast')
@@ -143,13 +153,29 @@ SELECT format('%I.%I', schemaname, sequencename),
 FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
 impl Fingerprint {
-    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot. `read` is told
-    /// of each table that is read, and how many they are.
+    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot, and reads tables no faster
+    /// than the limit. `read` is told of each table that is read, and how many they are.
     ///
     /// # Errors
     /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.
-    pub async fn take(client: &mut Client, read: impl FnMut(usize, u64)) -> Result<Self, Failure> {
-        Self::read(client, Some(read)).await
+    pub async fn take(
+        client: &mut Client,
+        rate: &RateLimit,
+        mut read: impl FnMut(usize, u64),
+    ) -> Result<Self, Failure> {
+        let transaction = snapshot(client, Access::Read).await?;
+        let mut print = Self::of_objects(&transaction).await?;
+        let tables = transaction.query(TABLES_SQL, &[]).await?;
+        let count = u64::try_from(tables.len()).unwrap_or(u64::MAX);
+        for row in tables {
+            let table: String = row.get(0);
+            let size = |column| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
+            let of_rows = read_rows(&transaction, &table, size(1), size(2), rate).await?;
+            print.tables.insert(table, of_rows);
+            read(1, count);
+        }
+        transaction.commit().await?;
+        Ok(print)
     }
 
     /// The same without rows.
@@ -157,11 +183,13 @@ impl Fingerprint {
     /// # Errors
     /// Those of a database error.
     pub async fn without_rows(client: &mut Client) -> Result<Self, Failure> {
-        Self::read(client, None::<fn(usize, u64)>).await
+        let transaction = snapshot(client, Access::Read).await?;
+        let print = Self::of_objects(&transaction).await?;
+        transaction.commit().await?;
+        Ok(print)
     }
 
-    async fn read(client: &mut Client, mut rows: Option<impl FnMut(usize, u64)>) -> Result<Self, Failure> {
-        let transaction = snapshot(client, Access::Read).await?;
+    async fn of_objects(transaction: &Transaction<'_>) -> Result<Self, Failure> {
         transaction.batch_execute(FINGERPRINT_SETTINGS).await?;
         let mut print = Self::default();
         for row in transaction.query(OBJECTS_SQL, &[]).await? {
@@ -170,22 +198,6 @@ impl Fingerprint {
         for row in transaction.query(SEQUENCES_SQL, &[]).await? {
             print.sequences.insert(row.get(0), row.get(1));
         }
-        let tables = if rows.is_some() { transaction.query(TABLES_SQL, &[]).await? } else { vec![] };
-        let count = u64::try_from(tables.len()).unwrap_or(u64::MAX);
-        for table in tables.iter().map(|row| row.get::<_, String>(0)) {
-            // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
-            let query = format!(
-                "SELECT count(*), coalesce(sum(hashtextextended(j, 0)::numeric), 0) || ' '
-                        || coalesce(sum(hashtextextended(j, 1)::numeric), 0)
-                 FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS j FROM ONLY {table} AS t) AS rows"
-            );
-            let row = transaction.query_one(&query, &[]).await?;
-            print.tables.insert(table, (row.get(0), row.get(1)));
-            if let Some(read) = &mut rows {
-                read(1, count);
-            }
-        }
-        transaction.commit().await?;
         Ok(print)
     }
 
@@ -226,6 +238,42 @@ impl Fingerprint {
         }
         found
     }
+}
+
+/// How many rows a table has, and the sums of their hashes. With a limit it is read in chunks.
+async fn read_rows(
+    transaction: &Transaction<'_>,
+    table: &str,
+    bytes: u64,
+    blocks: u64,
+    rate: &RateLimit,
+) -> Result<(i64, String), Failure> {
+    let chunks = if rate.is_limited() { bytes.div_ceil(CHUNK_BYTES).min(blocks).max(1) } else { 1 };
+    let (mut count, mut sums) = (0, [0_i128; 2]);
+    for chunk in 0..chunks {
+        // The last one has no end: it costs nothing, and no row can be missed.
+        let first = chunk * blocks / chunks;
+        let end = if chunk + 1 < chunks {
+            format!(" AND t.ctid < '({},0)'", (chunk + 1) * blocks / chunks)
+        } else {
+            String::new()
+        };
+        let of_chunk = if chunks > 1 { format!("WHERE t.ctid >= '({first},0)'{end}") } else { String::new() };
+        // The name is quoted by the server. Two seeds: 128 bits, so that two differences do not cancel by chance.
+        let query = format!(
+            "SELECT count(*), coalesce(sum(hashtextextended(j, 0)::numeric), 0)::text,
+                    coalesce(sum(hashtextextended(j, 1)::numeric), 0)::text
+             FROM (SELECT to_jsonb(t)::text COLLATE \"C\" AS j FROM ONLY {table} AS t {of_chunk}) AS rows"
+        );
+        let row = transaction.query_one(&query, &[]).await?;
+        count += row.get::<_, i64>(0);
+        for (sum, column) in sums.iter_mut().zip([1, 2]) {
+            let text: &str = row.get(column);
+            *sum += text.parse::<i128>().map_err(|e| Failure::new(Reason::Internal, format!("sum of hashes: {e}")))?;
+        }
+        rate.pass(bytes / chunks).await;
+    }
+    Ok((count, format!("{} {}", sums[0], sums[1])))
 }
 
 /// Rows of all tables, at one moment.

@@ -1,6 +1,9 @@
 //! How far the long part of a task is, noted every 10 s.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use super::Progress;
 use crate::{
@@ -11,12 +14,16 @@ use crate::{
 /// How often the status of a run says how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts. Nothing is noted of what takes less than 10 s, nor while nothing goes on; what was noted is removed when the
-/// meter is dropped.
+/// Counts, also what several parts do at the same time. Nothing is noted of what takes less than 10 s, nor while nothing
+/// goes on; what was noted is removed when the meter is dropped.
 pub struct Meter {
     progress: Progress,
     work: Work,
     unit: WorkUnit,
+    count: Mutex<Count>,
+}
+
+struct Count {
     total: Option<u64>,
     done: u64,
     /// When the last note was made; the start before the first.
@@ -27,37 +34,43 @@ pub struct Meter {
 impl Progress {
     /// Starts to count.
     pub fn meter(&self, work: Work, unit: WorkUnit) -> Meter {
-        let progress = self.clone();
-        Meter { progress, work, unit, total: None, done: 0, noted_at: Instant::now(), noted: false }
+        let count = Count { total: None, done: 0, noted_at: Instant::now(), noted: false };
+        Meter { progress: self.clone(), work, unit, count: Mutex::new(count) }
     }
 }
 
 impl Meter {
     /// So many more are done.
-    pub fn add(&mut self, count: usize) {
-        self.add_at(count, Instant::now());
+    pub fn add(&self, count: usize) {
+        self.add_at(count, None, Instant::now());
     }
 
     /// The same, of so many in all.
-    pub fn add_of(&mut self, count: usize, total: u64) {
-        self.total = Some(total);
-        self.add(count);
+    pub fn add_of(&self, count: usize, total: u64) {
+        self.add_at(count, Some(total), Instant::now());
     }
 
-    fn add_at(&mut self, count: usize, now: Instant) {
-        self.done += u64::try_from(count).unwrap_or(0);
-        if count > 0 && now.saturating_duration_since(self.noted_at) >= REPORT_INTERVAL {
-            (self.noted_at, self.noted) = (now, true);
-            let Self { work, unit, total, done, .. } = *self;
-            let at = telemetry::now();
-            self.progress.update(|status| status.work = Some(WorkProgress { work, unit, done, total, at }));
+    fn add_at(&self, more: usize, of: Option<u64>, now: Instant) {
+        let mut count = self.count();
+        count.total = of.or(count.total);
+        count.done += u64::try_from(more).unwrap_or(0);
+        if more > 0 && now.saturating_duration_since(count.noted_at) >= REPORT_INTERVAL {
+            (count.noted_at, count.noted) = (now, true);
+            let Count { total, done, .. } = *count;
+            let work = WorkProgress { work: self.work, unit: self.unit, done, total, at: telemetry::now() };
+            self.progress.update(|status| status.work = Some(work));
         }
+    }
+
+    fn count(&self) -> MutexGuard<'_, Count> {
+        // What panicked has added or not: both are whole counts.
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if self.noted {
+        if self.count().noted {
             self.progress.update(|status| status.work = None);
         }
     }
@@ -73,9 +86,8 @@ mod tests {
     fn what_is_long_is_noted_every_ten_seconds_and_only_if_it_goes_on() {
         let progress = Progress::default();
         let mut notes = progress.subscribe();
-        let mut meter = progress.meter(Work::Restore, WorkUnit::Bytes);
-        let mut now = meter.noted_at;
-        meter.total = Some(1000);
+        let meter = progress.meter(Work::Restore, WorkUnit::Bytes);
+        let mut now = meter.count().noted_at;
         for (seconds, count, wanted, why) in [
             (9, 100, None, "a short work"),
             (1, 100, Some(200), "10 s"),
@@ -84,7 +96,7 @@ mod tests {
             (0, 1, Some(202), "it goes on"),
         ] {
             now += Duration::from_secs(seconds);
-            meter.add_at(count, now);
+            meter.add_at(count, Some(1000), now);
             let changed = notes.has_changed().unwrap();
             notes.mark_unchanged();
             let done = changed.then(|| progress.fields()["work"]["done"].clone());
@@ -99,7 +111,7 @@ mod tests {
     fn a_short_work_is_never_noted() {
         let progress = Progress::default();
         let notes = progress.subscribe();
-        let mut meter = progress.meter(Work::Dump, WorkUnit::Bytes);
+        let meter = progress.meter(Work::Dump, WorkUnit::Bytes);
         meter.add(1);
         drop(meter);
         assert!(!notes.has_changed().unwrap());

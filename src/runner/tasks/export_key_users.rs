@@ -54,7 +54,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let users = u64::try_from(users).unwrap_or(0);
 
     let object = match &context.spec.inputs.backup_object {
-        Some(dump) => format!("{}.key-users.csv", dump.strip_suffix(".dump").unwrap_or(dump)),
+        Some(dump) => format!("{}.key-users.csv", TaskContext::backup_base(dump)),
         None => store.object(&format!("{}.key-users.csv", context.backup_name(taken_at))),
     };
     let mut upload = store.upload(&object, 0).await?;

@@ -57,7 +57,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
     };
     let backup = context.spec.inputs.backup_object.as_deref();
     let backup = backup.ok_or_else(|| Failure::new(Reason::Internal, "the run has no input backupObject"))?;
-    let object = format!("{}.{ending}", backup.strip_suffix(".dump").unwrap_or(backup));
+    let object = format!("{}.{ending}", TaskContext::backup_base(backup));
     let store = StoreClient::open(&plan.backup.store, &context.settings.store_keys()?, STORE_RETRY_TIMEOUT)?;
 
     let checks = plan.checks_of(context.spec.task);

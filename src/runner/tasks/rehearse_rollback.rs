@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
-use super::rehearse::{Restore, Restored, on_copy, seconds};
+use super::rehearse::{Restored, Restorer, on_copy, seconds};
 use crate::{
     api::{BalancesCheck, BalancesComparison, Check, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
     runner::{
@@ -26,7 +26,7 @@ use crate::{
             self, Source, SourceContext,
             evaluator::{Measurement, Value},
         },
-        clients::pg_tools::Running,
+        clients::{pg_tools::Running, rate_limit::RateLimit},
         context::TaskContext,
         database::{
             connection::Target,
@@ -188,23 +188,25 @@ async fn copy_live(
         env.push(("PGAPPNAME", format!("credit-migration/{ROLLBACK_REHEARSAL}")));
         context.tools.start("pg_dump", &arguments, &env)
     };
+    let rate = RateLimit::new(context.spec.plan.runner.limits.dump());
     // Of the same snapshot and options: the entries have the same numbers. pg_restore closes its end when it has read
     // the table of contents, which comes before the rows, and ends the first dump by that.
     let mut contents = context.tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut list = String::new();
     let listed = contents.stdin.take();
-    let (piped, read) = tokio::join!(pipe(dump()?, listed, None), contents.stdout.read_to_string(&mut list));
+    let (piped, read) = tokio::join!(pipe(dump()?, listed, &rate, None), contents.stdout.read_to_string(&mut list));
     piped?;
     read.map_err(|e| Failure::new(Reason::DumpFailed, format!("pg_restore --list: {e}")))?;
     contents.end().await?;
 
-    let Restore { mut running, rest, _folder } = Restore::start(context, admin, copy, &list).await?;
+    let restorer = Restorer::new(context, admin, copy).await?;
+    let mut running = restorer.start(&list, &[])?;
     let meter = context.progress.meter(Work::Copy, WorkUnit::Bytes);
-    let piped = pipe(dump()?, running.stdin.take(), Some(meter)).await;
+    let piped = pipe(dump()?, running.stdin.take(), &rate, Some(&meter)).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.
     let restored = running.end().await;
     piped?;
-    rest.done(restored).await
+    restorer.done(restored).await
 }
 
 /// Passes a program's output on to the input of another one, until either ends. That the reader has ended is no failure
@@ -212,7 +214,8 @@ async fn copy_live(
 async fn pipe(
     mut from: Running,
     to: Option<tokio::process::ChildStdin>,
-    mut meter: Option<Meter>,
+    rate: &RateLimit,
+    meter: Option<&Meter>,
 ) -> Result<(), Failure> {
     drop(from.stdin.take());
     let Some(mut to) = to else { return Ok(()) };
@@ -226,9 +229,10 @@ async fn pipe(
         if to.write_all(buffer.get(..read).unwrap_or_default()).await.is_err() {
             return Ok(());
         }
-        if let Some(meter) = &mut meter {
+        if let Some(meter) = meter {
             meter.add(read);
         }
+        rate.pass(u64::try_from(read).unwrap_or(0)).await;
     }
     // The end of the stream is no evidence: a pg_dump that died ends its stream, too.
     from.end().await?;

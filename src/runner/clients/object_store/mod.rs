@@ -18,8 +18,11 @@ use object_store::{
     path::Path,
 };
 
-use self::answer_code::{CodeConnector, StoreError, with_code};
 pub use self::upload::Upload;
+use self::{
+    answer_code::{CodeConnector, StoreError, with_code},
+    upload::DEFAULT_MEMORY_BYTES,
+};
 use crate::{
     api::{Reason, Store},
     runner::Failure,
@@ -210,7 +213,15 @@ impl StoreClient {
     /// # Errors
     /// `BucketMissing`, `BucketDenied`, `StoreUnreachable`.
     pub async fn upload(&self, object: &str, expected: u64) -> Result<Upload, Failure> {
-        Upload::start(self.clone(), object, expected).await
+        self.upload_within(object, expected, DEFAULT_MEMORY_BYTES).await
+    }
+
+    /// The same with so many bytes of memory for parts that are not sent yet.
+    ///
+    /// # Errors
+    /// As [`StoreClient::upload`].
+    pub async fn upload_within(&self, object: &str, expected: u64, memory: u64) -> Result<Upload, Failure> {
+        Upload::start(self.clone(), object, expected, memory).await
     }
 
     fn path(&self, object: &str) -> Result<Path, Failure> {

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{api::Reason, runner::Failure};
 
-/// Smallest part.
-const MIN_PART_BYTES: u64 = 16 << 20;
-/// What all parts in memory may have together: half of the pod's memory, which `pg_dump` shares.
-const MAX_PARTS_BYTES_IN_MEMORY: u64 = 256 << 20;
+/// Smallest part: S3 takes none below 5 MiB.
+const MIN_PART_BYTES: u64 = 8 << 20;
+/// What the parts in memory of one upload may have together, unless the caller says otherwise: half of a pod's 512Mi.
+pub(super) const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
 /// S3 takes no more parts.
 const MAX_PARTS: usize = 10_000;
 /// Parts that something of the expected size is cut into: the rest is for a dump that is larger than its database.
@@ -26,14 +26,14 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 const IN_FLIGHT_PART_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of each part but the last. All have one size, since some stores (Cloudflare R2) insist on it; so what is
-/// larger than [`MAX_PARTS`] of [`MAX_PARTS_BYTES_IN_MEMORY`], 2.6 TB, cannot be uploaded.
-fn part_size(expected: u64) -> u64 {
-    (expected / TARGET_PARTS).clamp(MIN_PART_BYTES, MAX_PARTS_BYTES_IN_MEMORY)
+/// larger than [`MAX_PARTS`] of `memory`, 2.6 TB with the default, cannot be uploaded.
+fn part_size(expected: u64, memory: u64) -> u64 {
+    (expected / TARGET_PARTS).clamp(MIN_PART_BYTES, memory.max(MIN_PART_BYTES))
 }
 
 /// Whether a part may be filled while another one is sent.
-fn two_at_a_time(part: u64) -> bool {
-    part <= MAX_PARTS_BYTES_IN_MEMORY / 2
+fn two_at_a_time(part: u64, memory: u64) -> bool {
+    part <= memory / 2
 }
 
 /// A multipart upload. It must be ended by [`Upload::complete`] or [`Upload::abort`]: parts of one that is only dropped
@@ -44,20 +44,22 @@ pub struct Upload {
     path: Path,
     id: MultipartId,
     part: usize,
+    two_at_a_time: bool,
     buffer: Vec<u8>,
     sent: Vec<PartId>,
     pending: Option<JoinHandle<Result<PartId, StoreError>>>,
 }
 
 impl Upload {
-    /// As [`StoreClient::upload`].
-    pub(super) async fn start(store: StoreClient, object: &str, expected: u64) -> Result<Self, Failure> {
+    /// As [`StoreClient::upload_within`].
+    pub(super) async fn start(store: StoreClient, object: &str, expected: u64, memory: u64) -> Result<Self, Failure> {
         let path = store.path(object)?;
         let id = with_code(store.client.create_multipart(&path)).await;
         let id = id.map_err(|e| store.failure(Operation::Write, object, &e))?;
-        let part = usize::try_from(part_size(expected)).unwrap_or(usize::MAX);
-        let object = object.to_owned();
-        Ok(Self { store, object, path, id, part, buffer: Vec::new(), sent: Vec::new(), pending: None })
+        let part = part_size(expected, memory);
+        let two_at_a_time = two_at_a_time(part, memory);
+        let (part, object) = (usize::try_from(part).unwrap_or(usize::MAX), object.to_owned());
+        Ok(Self { store, object, path, id, part, two_at_a_time, buffer: Vec::new(), sent: Vec::new(), pending: None })
     }
 
     /// Adds data. At most two parts are in memory: one that is filled, one that is sent; of large parts one.
@@ -90,7 +92,7 @@ impl Upload {
         if number >= MAX_PARTS {
             let message = format!(
                 "{} is larger than {MAX_PARTS} parts of {} bytes, the largest that fit into an upload and the pod's \
-                    memory; next: see the field backup of docs/fields.md",
+                    memory; next: raise spec.runner.resources.limits.memory",
                 self.object, self.part
             );
             return Err(Failure::new(Reason::DumpFailed, message));
@@ -99,7 +101,7 @@ impl Upload {
         let payload = PutPayload::from(std::mem::take(&mut self.buffer));
         let sending = async move { with_code(client.put_part(&path, &id, number, payload)).await };
         self.pending = Some(tokio::spawn(sending.in_current_span()));
-        if !two_at_a_time(u64::try_from(self.part).unwrap_or(u64::MAX)) {
+        if !self.two_at_a_time {
             self.settle().await?;
         }
         Ok(())
@@ -171,16 +173,18 @@ mod tests {
     const TB: u64 = 1_000_000_000_000;
 
     #[rstest]
-    #[case::small(0, 16 << 20)]
-    #[case::an_ordinary_one(50_000_000_000, 16 << 20)]
-    #[case::large(TB / 2, 100_000_000)]
-    #[case::very_large(TB, 200_000_000)]
-    #[case::beyond(10 * TB, 256 << 20)]
-    fn parts_fit_into_the_pod_and_into_the_upload(#[case] expected: u64, #[case] want: u64) {
-        let part = part_size(expected);
+    #[case::small(0, 256 << 20, 8 << 20)]
+    #[case::an_ordinary_one(30_000_000_000, 256 << 20, 8 << 20)]
+    #[case::large(TB / 2, 256 << 20, 100_000_000)]
+    #[case::very_large(TB, 256 << 20, 200_000_000)]
+    #[case::beyond(10 * TB, 256 << 20, 256 << 20)]
+    #[case::with_more_memory(10 * TB, 4 << 30, 2_000_000_000)]
+    #[case::with_little(TB, 16 << 20, 16 << 20)]
+    fn parts_fit_into_the_pod_and_into_the_upload(#[case] expected: u64, #[case] memory: u64, #[case] want: u64) {
+        let part = part_size(expected, memory);
         assert_eq!(part, want);
-        let held = if two_at_a_time(part) { 2 * part } else { part };
-        assert!(held <= 256 << 20, "{held} bytes of a pod with 512Mi");
-        assert!(part * 10_000 >= expected.min(26 * TB / 10), "{part} bytes in 10,000 parts");
+        let held = if two_at_a_time(part, memory) { 2 * part } else { part };
+        assert!(held <= memory, "{held} bytes of {memory}");
+        assert!(part * 10_000 >= expected.min(memory * 10_000), "{part} bytes in 10,000 parts");
     }
 }

@@ -15,22 +15,24 @@
 //! `api`.
 
 mod checks;
+mod directory;
 mod restore;
 mod writes;
 
-pub(super) use restore::{Restore, Restored};
+pub(super) use restore::{Restored, Restorer};
 
 use std::time::Instant;
 
 use tokio_postgres::Client;
 
 use crate::{
-    api::{Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
+    api::{BackupFormat, Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
     runner::{
         Failure,
         clients::{
             archive,
             object_store::{STORE_RETRY_TIMEOUT, StoreClient},
+            rate_limit::RateLimit,
         },
         context::{MountedSql, TaskContext},
         database::{
@@ -139,7 +141,8 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     control::install(&mut client, &control_spec).await?;
     baseline(&mut client, &control_spec).await?;
-    let before = fingerprint(context, &mut client).await?;
+    let rate = RateLimit::new(context.spec.plan.runner.limits.fingerprint());
+    let before = fingerprint(context, &mut client, &rate).await?;
 
     let observer = copy.connect("rehearsal-observer").await?;
     let mut meter = StatementMeter::new(&observer, &client).await?;
@@ -170,7 +173,7 @@ async fn rehearse(
     });
     let rollback_seconds = seconds(rolled_back.await?)?;
 
-    let after = fingerprint(context, &mut client).await?;
+    let after = fingerprint(context, &mut client, &rate).await?;
     require_equal(&before, &after)?;
     let writes = match &sql.writes {
         Some(writes) => Some(writes::rehearse(&mut client, &control_spec, sql, writes).await?),
@@ -194,9 +197,13 @@ async fn rehearse(
     })
 }
 
-async fn fingerprint(context: &TaskContext<'_>, client: &mut Client) -> Result<Fingerprint, Failure> {
-    let mut meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
-    Fingerprint::take(client, |read, tables| meter.add_of(read, tables)).await
+async fn fingerprint(
+    context: &TaskContext<'_>,
+    client: &mut Client,
+    rate: &RateLimit,
+) -> Result<Fingerprint, Failure> {
+    let meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
+    Fingerprint::take(client, rate, |read, tables| meter.add_of(read, tables)).await
 }
 
 /// The rollback has restored what was there before.
@@ -229,19 +236,17 @@ async fn restore(
     copy: &Target,
 ) -> Result<Restored, Failure> {
     let (object, expected) = context.backup_input()?;
-    let list = match archive::list(&context.tools, store, object).await {
-        Ok(list) => list,
-        // The whole object is read below, and shows whether it was altered.
-        Err(failure) if failure.reason == Reason::BackupUnreadable => String::new(),
-        Err(failure) => return Err(failure),
-    };
-    let restore = Restore::start(context, admin, copy, &list).await?;
-    let Restore { running, rest, _folder } = restore;
-    let mut meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    let restorer = Restorer::new(context, admin, copy).await?;
+    let meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    if context.spec.plan.backup.format == BackupFormat::Directory {
+        return directory::restore(context, store, restorer, object, expected, &meter).await;
+    }
+    let list = archive::list_or_none(&context.tools, store, object).await?;
+    let running = restorer.start(&list, &[])?;
     let streamed = archive::stream_through(store, object, running, |read, size| meter.add_of(read, size)).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
-    rest.done(streamed.ended).await
+    restorer.done(streamed.ended).await
 }
 
 /// The copy has as many users with the same sum of balances as the baseline, which was taken in the dump's snapshot.

@@ -1,7 +1,10 @@
 //! `pg_restore` into a copy, with owners and grants: the roles are the same server's. What the role may not restore is
 //! left out. A server that does not know each setting of `pg_restore` gets its script by `psql`.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use tokio_postgres::Client;
 
@@ -32,20 +35,15 @@ const PSQL_OPTIONS: [&str; 6] = [
     "--output=/dev/null",
 ];
 
-/// A `pg_restore` that waits for its archive on standard input.
-pub(in crate::runner::tasks) struct Restore {
-    /// The program.
-    pub(in crate::runner::tasks) running: Running,
-    /// What is to be done when it has ended.
-    pub(in crate::runner::tasks) rest: Rest,
-    /// Holds a file that the program reads.
-    pub(in crate::runner::tasks) _folder: PrivateFolder,
-}
-
-/// What `pg_restore` leaves to be done.
-pub(in crate::runner::tasks) struct Rest {
+/// What all programs that restore into one copy have in common.
+pub(in crate::runner::tasks) struct Restorer<'a> {
+    context: &'a TaskContext<'a>,
     facts: Facts,
+    server: ServerVersion,
     copy: Target,
+    /// Holds the lists of contents that the programs read.
+    folder: PrivateFolder,
+    lists: AtomicU32,
 }
 
 /// In what a copy differs from its original.
@@ -56,17 +54,15 @@ pub(in crate::runner::tasks) struct Restored {
     pub(in crate::runner::tasks) not_owned: NotOwned,
 }
 
-impl Restore {
-    /// Starts the program. `list` is the archive's table of contents; empty if it is not known.
+impl<'a> Restorer<'a> {
+    /// Looks at the original for what the copy goes without.
     ///
     /// # Errors
-    /// `DumpFailed` if it cannot be started; `PrivilegeMissing` if the role may not restore what the migration needs;
-    /// those of a database error.
-    pub(in crate::runner::tasks) async fn start(
-        context: &TaskContext<'_>,
+    /// `PrivilegeMissing` if the role may not restore what the migration needs; those of a database error.
+    pub(in crate::runner::tasks) async fn new(
+        context: &'a TaskContext<'a>,
         original: &Client,
         copy: &Target,
-        list: &str,
     ) -> Result<Self, Failure> {
         let session = copy.connect("rehearsal-copy").await?;
         let server = ServerVersion::of(&session).await?;
@@ -74,7 +70,21 @@ impl Restore {
         let facts = Facts::read(original, &context.control_spec().protected, &refused).await?;
         facts.require_restorable(copy.user())?;
         let folder = PrivateFolder::make(&[Path::new("/dev/shm"), &std::env::temp_dir()])?;
-        let name = copy.database().replace('\\', "\\\\").replace('\'', "\\'");
+        Ok(Self { context, facts, server, copy: copy.clone(), folder, lists: AtomicU32::new(0) })
+    }
+
+    /// Whether one program may restore by several sessions: not by way of a script.
+    pub(super) fn has_jobs(&self) -> bool {
+        self.server.knows_settings_of_restore()
+    }
+
+    /// Starts a program that reads an archive from its standard input, or from the file that `more` arguments name.
+    /// `list` is the archive's table of contents; empty if it is not known.
+    ///
+    /// # Errors
+    /// `DumpFailed` if it cannot be started.
+    pub(in crate::runner::tasks) fn start(&self, list: &str, more: &[String]) -> Result<Running, Failure> {
+        let name = self.copy.database().replace('\\', "\\\\").replace('\'', "\\'");
         let database = format!("--dbname=dbname='{name}'");
         let mut arguments = vec![
             // A copy must neither feed replicas nor be fed.
@@ -86,40 +96,42 @@ impl Restore {
             "--no-security-labels".to_owned(),
         ];
         if !list.is_empty() {
-            let list = folder.write("list", &contents::without(list, &facts))?;
+            let file = format!("list-{}", self.lists.fetch_add(1, Ordering::Relaxed));
+            let list = self.folder.write(&file, &contents::without(list, &self.facts))?;
             arguments.push(format!("--use-list={list}"));
         }
-        let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
-        let tools = &context.tools;
-        let running = if server.knows_settings_of_restore() {
+        let env = self.copy.libpq_env(self.context.settings.database_ca_file().as_deref());
+        let tools = &self.context.tools;
+        if self.server.knows_settings_of_restore() {
             arguments.extend([database, "--exit-on-error".to_owned(), "--no-password".to_owned()]);
-            tools.start("pg_restore", &arguments, &env)?
-        } else {
-            arguments.push("--file=-".to_owned());
-            let psql = [&database, "--file=-"].into_iter().chain(PSQL_OPTIONS).map(str::to_owned).collect::<Vec<_>>();
-            let restore = tools.start("pg_restore", &arguments, &[])?;
-            restore.piped_into(tools.start("psql", &psql, &env)?, UNKNOWN_SETTING)
-        };
-        Ok(Self { running, rest: Rest { facts, copy: copy.clone() }, _folder: folder })
+            arguments.extend_from_slice(more);
+            return tools.start("pg_restore", &arguments, &env);
+        }
+        arguments.push("--file=-".to_owned());
+        arguments.extend_from_slice(more);
+        let psql = [&database, "--file=-"].into_iter().chain(PSQL_OPTIONS).map(str::to_owned).collect::<Vec<_>>();
+        let restore = tools.start("pg_restore", &arguments, &[])?;
+        Ok(restore.piped_into(tools.start("psql", &psql, &env)?, UNKNOWN_SETTING))
     }
-}
 
-impl Rest {
-    /// What is done when the program has ended: owners get what is theirs.
+    /// The failure of a program, with what the copy lacks.
+    pub(super) fn explain(&self, failure: &Failure) -> Failure {
+        let lacks = self.facts.left_out(vec![]).summary().map_or_else(String::new, |lacks| {
+            format!(
+                "; {lacks}; next: if what failed needs one of these, mark its extension as trusted (trusted = true \
+                    in its control file on the server), or give it to a role that {} is a member of",
+                self.copy.user()
+            )
+        });
+        Failure::new(failure.reason, format!("{}{lacks}", failure.message))
+    }
+
+    /// What is done when the last program has ended: owners get what is theirs.
     ///
     /// # Errors
     /// That of the program, with what the copy lacks; those of the connection.
     pub(in crate::runner::tasks) async fn done(self, ended: Result<(), Failure>) -> Result<Restored, Failure> {
-        if let Err(failure) = ended {
-            let Some(lacks) = self.facts.left_out(vec![]).summary() else { return Err(failure) };
-            let message = format!(
-                "{}; {lacks}; next: if what failed needs one of these, mark its extension as trusted (trusted = true \
-                    in its control file on the server), or give it to a role that {} is a member of",
-                failure.message,
-                self.copy.user()
-            );
-            return Err(Failure::new(failure.reason, message));
-        }
+        ended.map_err(|failure| self.explain(&failure))?;
         let session = self.copy.connect("rehearsal-copy").await?;
         let left_out = self.facts.left_out(self.facts.give(&session).await?);
         let not_owned = self.facts.not_owned(&session, self.copy.user()).await?;
