@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Reason, digest_text},
+    api::{BackupEvidence, BaselineEvidence, Direction, Reason, digest_text},
     runner::{
         Failure,
         clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
@@ -66,6 +66,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &control_spec).await?;
+    // What earlier attempts have left is not kept: the table would grow up to all users.
+    control::refresh_baseline(&mut client, &control_spec, Direction::Forward).await?;
 
     let transaction = snapshot(&mut client, Access::Write).await?;
     let row = transaction.query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[]).await?;

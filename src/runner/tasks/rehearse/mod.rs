@@ -150,8 +150,10 @@ async fn rehearse(
     };
     let migrate_seconds = seconds(migrated)?;
     let started = Instant::now();
-    let comparison = control::compare(&client, &control_spec).await?;
+    // As the window does; here all are compared in any case.
+    let (_, up_compares_all) = control::compare_blocked(&mut client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
+    let comparison = control::compare(&client, &control_spec).await?;
     if comparison.unexplained > 0 {
         return Err(Failure::new(
             Reason::BalancesUnexplained,
@@ -165,7 +167,9 @@ async fn rehearse(
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_down(client, &control_spec, &sql.down).await
     });
-    let rollback_seconds = seconds(rolled_back.await?)?;
+    let rolled_back = rolled_back.await?;
+    let down_compares_all = matches!(rolled_back, Applied::Now { all_compared: true, .. });
+    let rollback_seconds = seconds(rolled_back)?;
 
     let after = Fingerprint::take(&mut client).await?;
     require_equal(&before, &after)?;
@@ -187,6 +191,8 @@ async fn rehearse(
         left_out,
         rights_lost,
         invariants,
+        up_compares_all,
+        down_compares_all,
     })
 }
 
