@@ -269,7 +269,7 @@ pub struct RehearsalEvidence {
     /// the result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks_not_passing: Vec<String>,
-    /// Seconds for the comparison of all balances after the up SQL.
+    /// Seconds for the comparison of balances after the up SQL, as the window does it.
     #[serde(default)]
     pub compare_seconds: f64,
     /// What `rehearsal.writes` wrote on the new version, and the rollback after it.
@@ -293,6 +293,13 @@ pub struct RehearsalEvidence {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 30))]
     pub statements: Vec<StatementEvidence>,
+    /// The window compares the balances of all users with writes blocked, in `compareSeconds`: the up SQL rewrites or
+    /// replaces their table. Otherwise it compares those that were written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub up_compares_all: bool,
+    /// The same in a rollback, as part of `rollbackSeconds`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub down_compares_all: bool,
 }
 
 impl RehearsalEvidence {
@@ -328,8 +335,29 @@ impl RehearsalEvidence {
     /// end of another line.
     pub fn appended(&self) -> String {
         let long_locks = StatementEvidence::long_locks(&self.statements);
-        let parts = [self.left_out.summary(), self.invariants_summary(), self.rights_summary(), long_locks];
+        let parts = [
+            self.comparison_summary(),
+            self.left_out.summary(),
+            self.invariants_summary(),
+            self.rights_summary(),
+            long_locks,
+        ];
         parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
+    }
+
+    /// In which directions a window takes the longer the more users there are, in one line; `None` if in none.
+    fn comparison_summary(&self) -> Option<String> {
+        let which = match (self.up_compares_all, self.down_compares_all) {
+            (false, false) => return None,
+            (true, false) => "the window",
+            (false, true) => "a rollback",
+            (true, true) => "the window, and a rollback,",
+        };
+        Some(format!(
+            "{which} compares the balances of all {} users with writes blocked, because the SQL rewrites or replaces \
+             their table",
+            self.users
+        ))
     }
 
     /// Which invariants held, in one line; `None` if there is none.
@@ -394,6 +422,10 @@ pub struct RollbackRehearsalEvidence {
     pub rollback_seconds: f64,
     /// Seconds for the comparison of all balances after the down SQL.
     pub compare_seconds: f64,
+    /// A rollback compares the balances of all users with writes blocked, as part of `rollbackSeconds`: the down SQL
+    /// rewrites or replaces their table. Otherwise it compares those that were written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compares_all: bool,
     /// The schema of the live database, from which it was rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<SchemaEvidence>,

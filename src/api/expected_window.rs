@@ -11,7 +11,7 @@ pub struct ExpectedWindow {
     pub seconds: u64,
     /// Seconds of the up SQL with its verification, in the rehearsal.
     pub sql_seconds: u64,
-    /// Seconds of the comparison of all balances, in the rehearsal.
+    /// Seconds of the comparison of balances, in the rehearsal.
     pub comparison_seconds: u64,
     /// The rollout of each workload.
     pub rollouts: Vec<ExpectedRollout>,

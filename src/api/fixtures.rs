@@ -99,6 +99,8 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         rights_lost: vec![],
         invariants: vec![],
         statements: vec![],
+        up_compares_all: false,
+        down_compares_all: false,
     }
 }
 
@@ -115,6 +117,7 @@ pub(crate) fn rollback_rehearsal(finished_at: Time) -> RollbackRehearsalEvidence
         duration_seconds: 20.0,
         rollback_seconds: 2.0,
         compare_seconds: 1.5,
+        compares_all: false,
         schema: None,
         left_out: LeftOutObjects::default(),
         message: "each balance kept".into(),

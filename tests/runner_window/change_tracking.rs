@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use credit_migration::runner::database::{connection::Target, control};
+use credit_migration::{
+    api::Direction,
+    runner::database::{connection::Target, control},
+};
 use tokio_postgres::Client;
 
 use crate::harness::{Cluster, Database, connect, spec, state_of};
@@ -39,14 +42,14 @@ async fn a_user_has_one_row_however_often_the_balance_is_written() {
     let credits = database.value(differs).await;
     assert!(credits.parse::<f64>().unwrap() > 0.0, "{credits}");
     assert_eq!(control::credits_written(&client, &spec).await.unwrap(), credits);
-    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 5);
+    assert_eq!(control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap(), 5);
     assert_eq!(database.value(ROWS).await, "0 0");
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
     root.batch_execute("TRUNCATE user_credits").await.unwrap();
     assert_eq!(database.value("SELECT count(*) FROM credit_migration.changed_users WHERE user_id IS NULL").await, "2");
     assert_eq!(control::credits_written(&client, &spec).await.unwrap(), database.value(differs).await, "each user's");
-    control::refresh_baseline(&mut client, &spec).await.unwrap();
+    control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap();
     assert_eq!(database.value(ROWS).await, "0 0");
     let compared = control::compare(&client, &spec).await.unwrap();
     assert_eq!((compared.users, compared.unexplained), (0, 0));
@@ -63,13 +66,15 @@ async fn a_refresh_during_writes_loses_no_write() {
         one.batch_execute(&write(user)).await.unwrap();
     }
     two.batch_execute(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; {}", write(1))).await.unwrap();
-    let refreshed =
-        tokio::time::timeout(std::time::Duration::from_secs(5), control::refresh_baseline(&mut client, &spec));
+    let refreshed = tokio::time::timeout(
+        std::time::Duration::from_secs(5),
+        control::refresh_baseline(&mut client, &spec, Direction::Forward),
+    );
     assert_eq!(refreshed.await.expect("waits for a writer").unwrap(), 2);
     // The row of user 2 is deleted, that of user 1 is the writer's.
     assert_eq!(state_of(&two, &format!("{}; COMMIT", write(2))).await, "ok");
     assert_eq!(database.value(ROWS).await, "2 2");
-    control::refresh_baseline(&mut client, &spec).await.unwrap();
+    control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap();
     assert_eq!(
         (database.value(ROWS).await.as_str(), control::compare(&client, &spec).await.unwrap().unexplained),
         ("0 0", 0)
@@ -88,7 +93,7 @@ async fn a_refresh_of_many_users_is_complete() {
     )
     .await
     .unwrap();
-    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 120_001);
+    assert_eq!(control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap(), 120_001);
     assert_eq!(database.value(ROWS).await, "0 0");
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 0);
     root.batch_execute(
@@ -97,7 +102,7 @@ async fn a_refresh_of_many_users_is_complete() {
     )
     .await
     .unwrap();
-    control::refresh_baseline(&mut client, &spec).await.unwrap();
+    control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap();
     assert_eq!(database.value(ROWS).await, "0 0");
     let compared = control::compare(&client, &spec).await.unwrap();
     assert_eq!((compared.users, compared.unexplained), (1, 0));
@@ -118,7 +123,7 @@ async fn a_capture_of_an_earlier_version_goes_on() {
         app.batch_execute("UPDATE user_credits SET balance = balance + 1 WHERE user_id = 1").await.unwrap();
     }
     assert_eq!(database.value(ROWS).await, "2 1");
-    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 1);
+    assert_eq!(control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap(), 1);
     assert_eq!(
         (database.value(ROWS).await.as_str(), control::compare(&client, &spec).await.unwrap().unexplained),
         ("0 0", 0)

@@ -105,6 +105,11 @@ impl Cluster {
         Self::start_with("", "-c wal_level=logical", "")
     }
 
+    /// A server whose commits reach the disk, as in production.
+    pub fn durable() -> Self {
+        Self::start_with("", "-c fsync=on -c shared_buffers=1GB -c max_wal_size=4GB", "")
+    }
+
     fn start_with(kind: &str, settings: &str, language: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let server = if language.is_empty() { programs::SERVER.as_os_str() } else { OsStr::new(TRANSLATED_SERVER) };

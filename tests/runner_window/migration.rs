@@ -1,7 +1,7 @@
 //! THE transaction by itself: what it refuses, and that what it refuses leaves no trace.
 
 use credit_migration::{
-    api::Reason,
+    api::{Direction, Reason},
     runner::{
         Failure,
         database::control::{self, Applied, ControlSpec, Sql, StopSignal},
@@ -226,7 +226,7 @@ async fn a_change_under_way_while_the_baseline_is_taken_is_not_missed() {
     // Captured first, with the smaller id, and committed only after the snapshot.
     app.batch_execute("BEGIN; UPDATE user_credits SET balance = 1 WHERE user_id = 1").await.unwrap();
     database.session("app").await.batch_execute("UPDATE user_credits SET balance = 2 WHERE user_id = 2").await.unwrap();
-    assert_eq!(control::refresh_baseline(&mut client, &spec).await.unwrap(), 1);
+    assert_eq!(control::refresh_baseline(&mut client, &spec, Direction::Forward).await.unwrap(), 1);
     app.batch_execute("COMMIT").await.unwrap();
     assert_eq!(control::compare(&client, &spec).await.unwrap().unexplained, 1);
     let applied = up(&mut client, &spec, &sample_up()).await.unwrap();

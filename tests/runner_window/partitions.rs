@@ -1,7 +1,7 @@
 //! A balances table in partitions, and partitions of them: blocked, tracked and compared like one table.
 
 use credit_migration::{
-    api::{Reason, SafeguardKind as Kind, WindowCommand as Order, WindowState as State},
+    api::{Direction, Reason, SafeguardKind as Kind, WindowCommand as Order, WindowState as State},
     runner::{database::control, tasks::cleanup::cleanup},
 };
 
@@ -104,12 +104,12 @@ async fn what_is_written_into_any_partition_is_tracked_once() {
     assert_eq!(control::users_written(&client, &spec()).await.unwrap(), 7);
     // User 6 has 1006 credits under another number, the others one each, and user 4 two.
     assert_eq!(control::credits_written(&client, &spec()).await.unwrap(), (2 * 1006 + 6).to_string());
-    assert_eq!(control::refresh_baseline(&mut client, &spec()).await.unwrap(), 7);
+    assert_eq!(control::refresh_baseline(&mut client, &spec(), Direction::Forward).await.unwrap(), 7);
     let compared = control::compare(&client, &spec()).await.unwrap();
     assert_eq!((compared.users, compared.unexplained), (200, 0));
     root.batch_execute("TRUNCATE credits_low_1").await.unwrap();
     assert_eq!(control::users_written(&client, &spec()).await.unwrap(), 152, "all that are left");
-    control::refresh_baseline(&mut client, &spec()).await.unwrap();
+    control::refresh_baseline(&mut client, &spec(), Direction::Forward).await.unwrap();
     let compared = control::compare(&client, &spec()).await.unwrap();
     assert_eq!((compared.users, compared.unexplained), (152, 0));
     // A partition that comes later is tracked from its first row on.

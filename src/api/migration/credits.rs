@@ -46,6 +46,12 @@ impl Credits {
             after: None,
         }
     }
+
+    /// Whether the up SQL gives a column of the balances another name.
+    pub fn renames_balance_columns(&self) -> bool {
+        let (old, new) = (&self.balances, self.of_new_version().balances);
+        (&old.user_column, &old.balance_column) != (&new.user_column, &new.balance_column)
+    }
 }
 
 /// Names of the new version, where the up SQL renames or moves what `credits` names. Each defaults to the old name.

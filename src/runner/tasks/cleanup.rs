@@ -95,7 +95,7 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
              DROP FUNCTION IF EXISTS credit_migration.track_changes();
              DROP TABLE IF EXISTS credit_migration.write_block, credit_migration.exempt_transaction,
                  credit_migration.changed_users, credit_migration.baseline, credit_migration.schema_objects,
-                 credit_migration.claim",
+                 credit_migration.compared, credit_migration.written_users, credit_migration.claim",
         )
         .await?;
     }

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::rehearse::{Restored, Restorer, on_copy, seconds};
 use crate::{
-    api::{BalancesCheck, BalancesComparison, Check, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
+    api::{BalancesCheck, BalancesComparison, Check, Direction, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
     runner::{
         Failure,
         checks::{
@@ -30,7 +30,9 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{self, ControlSpec, ROLLBACK_REHEARSAL, SCHEMA, Sql, schema_objects::SchemaObjects, write_block},
+            control::{
+                self, Applied, ControlSpec, ROLLBACK_REHEARSAL, SCHEMA, Sql, schema_objects::SchemaObjects, write_block,
+            },
             fingerprint::count_rows,
             snapshot::{Access, snapshot},
             statistics::{Usage, usage},
@@ -92,10 +94,14 @@ async fn rehearse(
     // A restored copy has no statistics; without them its times would say nothing about the real ones.
     client.batch_execute("ANALYZE").await?;
     let rows = count_rows(&mut client).await?;
+    // As standby does; the copy's tables are not those that were compared then.
+    control::compare_untracked(&mut client, &control_spec, Direction::Rollback, true).await?;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_down(client, &control_spec, &down, None).await
     });
-    let rollback_seconds = seconds(rolled_back.await?)?;
+    let rolled_back = rolled_back.await?;
+    let compares_all = matches!(rolled_back, Applied::Now { all_compared: true, .. });
+    let rollback_seconds = seconds(rolled_back)?;
     let comparing = Instant::now();
     let comparison = control::compare(&client, &control_spec).await?;
     let compare_seconds = comparing.elapsed().as_secs_f64();
@@ -117,6 +123,7 @@ async fn rehearse(
         duration_seconds: started.elapsed().as_secs_f64(),
         rollback_seconds,
         compare_seconds,
+        compares_all,
         schema,
         left_out,
         message: format!("each balance kept; {balances}"),

@@ -28,6 +28,7 @@ use super::{
     schema_objects::require_rehearsed_schema,
     tables::{balances_after, oids},
     triggers::ensure_triggers_in,
+    unchanged::{self, Unchanged},
     verify_sql::verify,
 };
 use crate::{
@@ -60,6 +61,8 @@ pub enum Applied {
         rights_lost: Vec<LostRight>,
         /// Invariants of the spec that held.
         invariants: Vec<InvariantEvidence>,
+        /// Whether the balances of all users are compared, and not of those alone that were written.
+        all_compared: bool,
     },
     /// An earlier call did. Nothing was run.
     Earlier {
@@ -227,6 +230,8 @@ async fn transaction(
     };
     let balances_before = balances(&tx, spec).await?;
     let reconciled_users = reconcile(&tx, spec, &balances_before).await?;
+    let unchanged = Unchanged::read(&tx, spec, &balances_before).await?;
+    let forgotten = tracking_deleted(&tx).await?;
     let shared = if stays_inside { Some(SharedObjects::read(&tx).await?) } else { None };
 
     let not_run = match which {
@@ -235,7 +240,7 @@ async fn transaction(
     };
     let recorded = invariants::record(&tx, spec, direction, not_run).await?;
 
-    if spec.credits.after.is_some() {
+    if spec.credits.renames_balance_columns() {
         create_track_any_change_function(&tx).await?;
     }
     let not_owned = spec.not_owned.before(&tx).await?;
@@ -258,14 +263,32 @@ async fn transaction(
         Run::Down | Run::RehearsedDown => {}
     }
     let balances_after = balances_after(&tx, spec, direction, &balances_before).await?;
+    // What the SQL has written is tracked, unless it went past the triggers.
+    let unchanged = match unchanged {
+        Some(known)
+            if known.holds(&tx, &balances_after).await?
+                && forgotten.is_some()
+                && tracking_deleted(&tx).await? == forgotten =>
+        {
+            Some(known)
+        }
+        _ => None,
+    };
+    let all_compared = unchanged.is_none();
     let users = match direction {
         // No trigger has seen what was moved.
         Direction::Forward if !balances_after.is(&balances_before) => WrittenUsers::All,
         // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
-        Direction::Forward => WrittenUsers::tracked(&tx).await?,
-        Direction::Rollback => WrittenUsers::All,
+        Direction::Forward => WrittenUsers::to_compare(&tx).await?,
+        Direction::Rollback if all_compared => WrittenUsers::All,
+        Direction::Rollback => WrittenUsers::to_compare(&tx).await?,
     };
-    let differing = compare_with(&tx, spec, &balances_after, users).await?.unexplained;
+    let compared = compare_with(&tx, spec, &balances_after, users).await?;
+    let differing = compared.unexplained;
+    let compared = match users {
+        WrittenUsers::All => Some(compared),
+        WrittenUsers::Tracked => unchanged.map(Unchanged::comparison),
+    };
     if differing > 0 {
         let which = match which {
             // The rehearsal's copy is dropped.
@@ -287,6 +310,7 @@ async fn transaction(
     let mut protected = before.new_tables(&tx).await?;
     protected.extend(before.tables.iter().cloned());
     ensure_triggers_in(&tx, &protected, &balances_after).await?;
+    unchanged::store(&tx, spec, &balances_after, compared.as_ref()).await?;
     // From here on the change tracking shows what was written on the new version, or after the rollback.
     tx.batch_execute("DELETE FROM credit_migration.changed_users; DELETE FROM credit_migration.exempt_transaction")
         .await?;
@@ -313,7 +337,15 @@ async fn transaction(
         Some(shared) => shared.commit_unchanged(tx, &format!("the {} SQL", direction.sql_name()), stop).await?,
         None => tx.commit().await?,
     }
-    Ok(Applied::Now { seconds, reconciled_users, rights_lost, invariants })
+    Ok(Applied::Now { seconds, reconciled_users, rights_lost, invariants, all_compared })
+}
+
+/// Rows of the change tracking that this transaction has deleted; `None` if the server does not count them.
+async fn tracking_deleted(tx: &Transaction<'_>) -> Result<Option<i64>, Failure> {
+    let query = "SELECT coalesce(sum(n_tup_del), 0)::bigint, current_setting('track_counts')::boolean
+        FROM pg_catalog.pg_stat_xact_user_tables WHERE relid = 'credit_migration.changed_users'::pg_catalog.regclass";
+    let row = tx.query_one(query, &[]).await?;
+    Ok(row.get::<_, bool>(1).then(|| row.get(0)))
 }
 
 /// Runs the statements of one SQL text, one by one, in a transaction with these settings (`SET LOCAL`), which hold
@@ -438,7 +470,11 @@ impl StateBefore {
     async fn new_tables(&self, tx: &Transaction<'_>) -> Result<Vec<Table>, Failure> {
         let rows = tx
             .query(
-                &format!("SELECT n.nspname::text, c.relname::text {USER_TABLES} AND c.oid <> ALL ($1)"),
+                // Joined: versions before 15 look up an array row by row.
+                &format!(
+                    "SELECT n.nspname::text, c.relname::text {USER_TABLES}
+                       AND NOT EXISTS (SELECT FROM unnest($1::oid[]) AS known (oid) WHERE known.oid = c.oid)"
+                ),
                 &[&self.oids],
             )
             .await?;

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{BalancesTable, ControlSpec, balances, exists, millis};
+use super::{BalancesTable, ControlSpec, balances, exists, functions::tracks_once, millis, unchanged};
 use crate::{
-    api::{Comparison, Reason},
+    api::{Comparison, Direction, Reason},
     runner::{
         Failure,
         database::snapshot::{Access, snapshot},
@@ -25,6 +25,8 @@ use crate::{
 const ROWS_PER_PASS: i64 = 100_000;
 /// Tracking rows that one statement deletes: who writes a balance of one of these users waits for its end.
 const ROWS_PER_DELETE: usize = 5_000;
+/// Most tracked users whose balances are compared one by one: of more, all are compared.
+const MAX_LOOKED_UP: i64 = 100_000;
 /// Most users that are listed.
 const MAX_LISTED: usize = 10_000;
 /// How long the window waits for a figure of the report.
@@ -50,7 +52,15 @@ pub async fn take_baseline(tx: &Transaction<'_>, spec: &ControlSpec) -> Result<u
     if exists(tx, "unexplained_balances").await? {
         tx.batch_execute("DELETE FROM credit_migration.unexplained_balances").await?;
     }
-    record_all(tx, spec, &balances).await
+    if exists(tx, "written_users").await? {
+        tx.batch_execute("DELETE FROM credit_migration.written_users").await?;
+    }
+    let users = record_all(tx, spec, &balances).await?;
+    let total = "SELECT coalesce(sum(balance), 0)::text FROM credit_migration.baseline WHERE migration_uid = $1";
+    let total_balance = tx.query_one(total, &[&spec.uid]).await?.get(0);
+    let recorded = Comparison { users, unexplained: 0, total_balance };
+    unchanged::store(tx, spec, &balances, Some(&recorded)).await?;
+    Ok(users)
 }
 
 /// Whether the baseline of this migration has any user.
@@ -65,9 +75,11 @@ pub(crate) async fn has_baseline(client: &impl GenericClient, spec: &ControlSpec
 /// of users brought up to date. Writers are not blocked: the transactions that read are as short as
 /// [`ROWS_PER_PASS`], the statements that delete as short as [`ROWS_PER_DELETE`].
 ///
+/// In a rollback the users stay listed in `credit_migration.written_users`: they are counted from the cutover on.
+///
 /// # Errors
 /// Those of [`take_baseline`].
-pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result<u64, Failure> {
+pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec, direction: Direction) -> Result<u64, Failure> {
     let balances = balances(client, spec).await?;
     // What is written from now on is left to the next refresh: this one ends however much is written.
     let numbers = "SELECT coalesce(min(id), 0) - 1, coalesce(max(id), 0) FROM credit_migration.changed_users";
@@ -81,6 +93,9 @@ pub async fn refresh_baseline(client: &mut Client, spec: &ControlSpec) -> Result
         let recorded: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
         let Some(newest) = recorded.last().copied() else { break };
         let condition = format!("WHERE c.id > {done} AND c.id <= {newest}");
+        if direction == Direction::Rollback {
+            list_written(&tx, spec, &balances, &condition).await?;
+        }
         users += reconcile_where(&tx, spec, &balances, &condition).await?;
         tx.commit().await?;
         for ids in recorded.chunks(ROWS_PER_DELETE) {
@@ -107,14 +122,6 @@ pub async fn users_written_within(client: &mut Client, spec: &ControlSpec) -> Re
     users_written(&read_within(client, USERS_WRITTEN_TIMEOUT, USERS_WRITTEN_TIMEOUT).await?, spec).await
 }
 
-/// As [`compare`], while writes are blocked: each statement has the limits of the migration.
-///
-/// # Errors
-/// Those of [`compare`]; `DatabaseUnavailable` if it takes longer.
-pub async fn compare_within(client: &mut Client, spec: &ControlSpec) -> Result<Comparison, Failure> {
-    compare(&read_within(client, spec.statement_timeout, spec.lock_timeout).await?, spec).await
-}
-
 /// A transaction that reads, with limits for each statement and its locks. It is rolled back when it is dropped.
 async fn read_within(client: &mut Client, statement: Duration, lock: Duration) -> Result<Transaction<'_>, Failure> {
     let tx = client.build_transaction().read_only(true).start().await?;
@@ -126,18 +133,47 @@ fn limits(statement: Duration, lock: Duration) -> String {
     format!("SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}", millis(statement), millis(lock))
 }
 
-/// Distinct users whose balance was written since the change tracking was last emptied: since the cutover, once there
-/// was one. After a TRUNCATE all that are there.
+/// Distinct users whose balance was written since the change tracking was last emptied, those that a rollback has
+/// listed included: since the cutover, once there was one. After a TRUNCATE all that are there.
 ///
 /// # Errors
 /// Database errors.
 pub async fn users_written(client: &impl GenericClient, spec: &ControlSpec) -> Result<u64, Failure> {
-    let query = match WrittenUsers::tracked(client).await? {
-        WrittenUsers::All => format!("SELECT count(*) FROM {}", balances(client, spec).await?.table.sql()),
-        WrittenUsers::Tracked => "SELECT count(DISTINCT user_id) FROM credit_migration.changed_users".to_owned(),
+    let listed = exists(client, "written_users").await?
+        && client.query_opt("SELECT FROM credit_migration.written_users LIMIT 1", &[]).await?.is_some();
+    let query = match (WrittenUsers::tracked(client).await?, listed) {
+        (WrittenUsers::All, _) => format!("SELECT count(*) FROM {}", balances(client, spec).await?.table.sql()),
+        (WrittenUsers::Tracked, true) => "SELECT (SELECT count(*) FROM credit_migration.written_users)
+                + count(DISTINCT c.user_id) FROM credit_migration.changed_users c
+             WHERE NOT EXISTS (SELECT FROM credit_migration.written_users w WHERE w.user_id = c.user_id)"
+            .to_owned(),
+        // Each user has one row, but in a table of an earlier version.
+        (WrittenUsers::Tracked, false) if tracks_once(client).await? => {
+            "SELECT count(user_id) FROM credit_migration.changed_users".to_owned()
+        }
+        (WrittenUsers::Tracked, false) => {
+            "SELECT count(DISTINCT user_id) FROM credit_migration.changed_users".to_owned()
+        }
     };
     let row = client.query_one(&query, &[]).await?;
     Ok(count(&row, 0))
+}
+
+/// Lists the users of the tracking rows `c` that meet a condition (SQL); all after a TRUNCATE.
+async fn list_written(
+    tx: &impl GenericClient,
+    spec: &ControlSpec,
+    balances: &BalancesTable,
+    condition: &str,
+) -> Result<(), Failure> {
+    let users = match WrittenUsers::tracked(tx).await? {
+        WrittenUsers::Tracked => format!("SELECT DISTINCT c.user_id FROM credit_migration.changed_users c {condition}"),
+        WrittenUsers::All => format!("SELECT t.{}::text FROM {} t", balances.user, balances.table.sql()),
+    };
+    let list =
+        format!("INSERT INTO credit_migration.written_users SELECT $1, u.* FROM ({users}) u ON CONFLICT DO NOTHING");
+    tx.execute(&list, &[&spec.uid]).await?;
+    Ok(())
 }
 
 /// By how many credits the balances of those users differ from those at the cutover: the sum of absolute differences,
@@ -180,31 +216,38 @@ async fn reconcile_where(
     let (users, all) = (count(&row, 0), row.get::<_, bool>(1));
     if all {
         tx.execute("DELETE FROM credit_migration.baseline WHERE migration_uid = $1", &[&spec.uid]).await?;
+        unchanged::adjust(tx, spec, None).await?;
         return record_all(tx, spec, balances).await;
     }
     if users > 0 {
+        // An array is looked up by index, whatever the planner believes of tables that have just grown or shrunk.
         let delete = format!(
-            "DELETE FROM credit_migration.baseline
-             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id {tracked}))"
+            "WITH old AS (DELETE FROM credit_migration.baseline
+             WHERE migration_uid = $1 AND user_id = ANY (ARRAY (SELECT DISTINCT c.user_id {tracked}))
+             RETURNING balance) SELECT count(*), coalesce(sum(balance), 0)::text FROM old"
         );
-        tx.execute(&delete, &[&spec.uid]).await?;
+        let old = tx.query_one(&delete, &[&spec.uid]).await?;
         let BalancesTable { table, user, balance, user_type, .. } = balances;
-        tx.execute(
-            &format!(
-                "INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
-                 SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
-                 WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) {tracked}))",
-                table.sql()
-            ),
-            &[&spec.uid],
-        )
-        .await
-        .map_err(|e| not_unique(&e))?;
+        let insert = format!(
+            "WITH new AS (INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
+             SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
+             WHERE t.{user} = ANY (ARRAY (SELECT DISTINCT CAST(c.user_id AS {user_type}) {tracked}))
+             RETURNING balance)
+             SELECT count(*), (coalesce(sum(balance), 0) - $2::text::numeric)::text FROM new",
+            table.sql()
+        );
+        let new = tx.query_one(&insert, &[&spec.uid, &old.get::<_, &str>(1)]).await.map_err(|e| not_unique(&e))?;
+        let more = new.get::<_, i64>(0) - old.get::<_, i64>(0);
+        unchanged::adjust(tx, spec, Some((more, new.get(1)))).await?;
     }
     Ok(users)
 }
 
-async fn record_all(tx: &impl GenericClient, spec: &ControlSpec, balances: &BalancesTable) -> Result<u64, Failure> {
+pub(super) async fn record_all(
+    tx: &impl GenericClient,
+    spec: &ControlSpec,
+    balances: &BalancesTable,
+) -> Result<u64, Failure> {
     let BalancesTable { table, user, balance, .. } = balances;
     tx.execute(
         &format!(
@@ -245,8 +288,16 @@ impl WrittenUsers {
         Ok(if client.query_one(query, &[]).await?.get(0) { Self::All } else { Self::Tracked })
     }
 
+    /// As [`WrittenUsers::tracked`], to compare them: of many, all are compared.
+    pub(super) async fn to_compare(client: &impl GenericClient) -> Result<Self, Failure> {
+        let query =
+            format!("SELECT count(*) FROM (SELECT FROM credit_migration.changed_users LIMIT {MAX_LOOKED_UP} + 1) c");
+        let many = client.query_one(&query, &[]).await?.get::<_, i64>(0) > MAX_LOOKED_UP;
+        if many { Ok(Self::All) } else { Self::tracked(client).await }
+    }
+
     /// SQL: baseline `b` and balance `t` of each user. `$1` is the migration's UID.
-    fn joined(self, balances: &BalancesTable) -> String {
+    pub(super) fn joined(self, balances: &BalancesTable) -> String {
         let BalancesTable { table, user, balance, user_type, .. } = balances;
         let (of_baseline, of_balances) = match self {
             Self::All => (String::new(), String::new()),
@@ -269,7 +320,7 @@ impl WrittenUsers {
 }
 
 /// SQL: a row of [`WrittenUsers::joined`] differs.
-const DIFFERS: &str = "(b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance)";
+pub(super) const DIFFERS: &str = "(b.user_id IS NULL OR t.id IS NULL OR b.balance IS DISTINCT FROM t.balance)";
 
 pub(crate) async fn compare_with(
     client: &impl GenericClient,
@@ -358,7 +409,7 @@ pub async fn list_unexplained(client: &mut Client, spec: &ControlSpec) {
     }
 }
 
-fn count(row: &tokio_postgres::Row, index: usize) -> u64 {
+pub(super) fn count(row: &tokio_postgres::Row, index: usize) -> u64 {
     u64::try_from(row.get::<_, i64>(index)).unwrap_or_default()
 }
 

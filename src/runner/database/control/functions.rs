@@ -52,16 +52,21 @@ REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
 ///
 /// A table of an earlier version has no unique index: there each write gets a row. Creating the index would block
 /// writers.
-fn track_changes_function(balances: &BalancesTable, unique: bool) -> String {
+///
+/// Returns what stands between its quotes.
+pub(super) async fn track_changes_body(
+    client: &impl GenericClient,
+    balances: &BalancesTable,
+) -> Result<String, Failure> {
+    let once = tracks_once(client).await?;
     let BalancesTable { user, balance, .. } = balances;
     let record = |user: String| {
-        let conflict = if unique { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
+        let conflict = if once { " ON CONFLICT (user_id) DO UPDATE SET id = DEFAULT" } else { "" };
         format!("INSERT INTO credit_migration.changed_users (user_id) VALUES ({user}::text){conflict};")
     };
     let (old, new) = (record(format!("OLD.{user}")), record(format!("NEW.{user}")));
-    format!(
-        "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes$
+    Ok(format!(
+        "
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF OLD.{user}::text IS DISTINCT FROM NEW.{user}::text THEN
@@ -79,9 +84,8 @@ BEGIN
     END IF;
     RETURN NULL;
 END
-$track_changes$;
-REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
-    )
+"
+    ))
 }
 
 /// Until the end of a transaction that gives the balances other names, in place of the function that knows the old
@@ -99,20 +103,36 @@ $track_changes$";
     define(tx, function).await
 }
 
-/// Creates the function of the change-tracking triggers, to match its table.
+/// Whether the change tracking has one row for each user, and not one for each write.
+pub(super) async fn tracks_once(client: &impl GenericClient) -> Result<bool, Failure> {
+    let unique = "SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_index i
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND i.indisunique AND i.indisvalid
+          AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')";
+    Ok(client.query_one(unique, &[]).await?.get(0))
+}
+
+/// What the function of the change-tracking triggers sets, as the catalog has it.
+pub(super) const TRACK_CHANGES_SETTINGS: &str = "search_path=pg_catalog, pg_temp";
+
+/// Creates the function of the change-tracking triggers, to match its table. One that is as it should be is left alone:
+/// that it was not altered shows that no write went untracked.
 pub(super) async fn create_track_changes_function(
     tx: &impl GenericClient,
     balances: &BalancesTable,
 ) -> Result<(), Failure> {
-    let row = tx
-        .query_one(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = \
-                i.indrelid AND a.attnum = i.indkey[0]
-                            WHERE i.indrelid = pg_catalog.to_regclass('credit_migration.changed_users') AND \
-                            i.indisunique AND i.indisvalid
-                              AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'user_id')",
-            &[],
-        )
-        .await?;
-    define(tx, &track_changes_function(balances, row.get(0))).await
+    let body = track_changes_body(tx, balances).await?;
+    let same = "SELECT FROM pg_catalog.pg_proc p
+        WHERE p.oid = pg_catalog.to_regproc('credit_migration.track_changes')::oid AND p.prosrc = $1 AND p.prosecdef
+          AND p.proconfig = ARRAY[$2]";
+    if tx.query_opt(same, &[&body, &TRACK_CHANGES_SETTINGS]).await?.is_some() {
+        return Ok(());
+    }
+    let function = format!(
+        "CREATE OR REPLACE FUNCTION credit_migration.track_changes() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $track_changes${body}$track_changes$;
+REVOKE ALL ON FUNCTION credit_migration.track_changes() FROM PUBLIC;"
+    );
+    define(tx, &function).await
 }

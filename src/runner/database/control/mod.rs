@@ -7,9 +7,11 @@
 //! ```text
 //!  install               claim the database; schema, functions, triggers                      (days before)
 //!  take_baseline         every user's balance, in the snapshot of the dump                    (Backup)
+//!  compare_untracked     the other balances against the baseline, with writes open            (standby)
 //!  write_block::enable   one UPDATE: the triggers refuse writes                               (window)
 //!  run_up                the transaction: locks, baseline brought up to date, SQL, verification, ledger
-//!  compare               every user's balance against the baseline                            (during the rollout)
+//!  compare_blocked       balances against the baseline: the tracked ones, if the others are known to be unchanged
+//!                                                                                            (during the rollout)
 //!  run_down              the same transaction for the rollback
 //!  write_block::disable  one UPDATE: the triggers allow writes
 //!  cleanup               drops triggers and functions; ledger and window record stay          (when no one waits)
@@ -45,6 +47,7 @@ mod stop_signal;
 mod stored_down_sql;
 mod tables;
 mod triggers;
+mod unchanged;
 mod verify_sql;
 mod verify_writes;
 pub mod window_record;
@@ -61,8 +64,7 @@ use tokio_postgres::GenericClient;
 pub use apply::{Applied, rehearse_down, rehearse_up, run_down, run_statements, run_up};
 pub(crate) use baseline::{WrittenUsers, has_baseline};
 pub use baseline::{
-    compare, compare_within, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written,
-    users_written_within,
+    compare, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written, users_written_within,
 };
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
@@ -84,6 +86,7 @@ pub(crate) use tables::{
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
+pub use unchanged::{compare_blocked, compare_untracked};
 pub use verify_writes::{verify_writes_blocked, verify_writes_unblocked};
 
 use crate::runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL};

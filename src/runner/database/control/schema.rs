@@ -31,6 +31,14 @@ CREATE TABLE IF NOT EXISTS credit_migration.changed_users (id bigint GENERATED A
 text UNIQUE);
 CREATE TABLE IF NOT EXISTS credit_migration.baseline (
     migration_uid text, user_id text, balance numeric, PRIMARY KEY (migration_uid, user_id));
+-- When each balance that was not tracked was that of the baseline, with its users and their total, and by which facts
+-- that has remained so: at most one row.
+CREATE TABLE IF NOT EXISTS credit_migration.compared (
+    migration_uid text PRIMARY KEY, facts text NOT NULL, users bigint NOT NULL, total numeric NOT NULL,
+    compared_at timestamptz NOT NULL DEFAULT clock_timestamp());
+-- Users whose balance was written since the cutover, as far as a rollback has emptied the change tracking.
+CREATE TABLE IF NOT EXISTS credit_migration.written_users (
+    migration_uid text, user_id text, PRIMARY KEY (migration_uid, user_id));
 -- Users whose balance was not that of the baseline when the window last compared it; at most 10,000. NULL: none.
 CREATE TABLE IF NOT EXISTS credit_migration.unexplained_balances (
     migration_uid text, user_id text, expected numeric, found numeric, compared_at timestamptz NOT NULL,

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use self::archives::{Dumped, Dumper, remove};
 use crate::{
-    api::{BackupEvidence, BackupFormat, BaselineEvidence, Reason},
+    api::{BackupEvidence, BackupFormat, BaselineEvidence, Direction, Reason},
     runner::{
         Failure,
         clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient},
@@ -67,6 +67,8 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     let control_spec = context.control_spec();
     let mut client = target.connect("backup").await?;
     control::install(&mut client, &control_spec).await?;
+    // What earlier attempts have left is not kept: the table would grow up to all users.
+    control::refresh_baseline(&mut client, &control_spec, Direction::Forward).await?;
 
     let transaction = snapshot(&mut client, Access::Write).await?;
     let row = transaction.query_one("SELECT pg_export_snapshot(), pg_database_size(current_database())", &[]).await?;

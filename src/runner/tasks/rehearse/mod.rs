@@ -156,8 +156,10 @@ async fn rehearse(
     };
     let migrate_seconds = seconds(migrated)?;
     let started = Instant::now();
-    let comparison = control::compare(&client, &control_spec).await?;
+    // As the window does; here all are compared in any case.
+    let (_, up_compares_all) = control::compare_blocked(&mut client, &control_spec).await?;
     let compare_seconds = started.elapsed().as_secs_f64();
+    let comparison = control::compare(&client, &control_spec).await?;
     if comparison.unexplained > 0 {
         return Err(Failure::new(
             Reason::BalancesUnexplained,
@@ -171,7 +173,9 @@ async fn rehearse(
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_down(client, &control_spec, &sql.down, Some(&mut meter)).await
     });
-    let rollback_seconds = seconds(rolled_back.await?)?;
+    let rolled_back = rolled_back.await?;
+    let down_compares_all = matches!(rolled_back, Applied::Now { all_compared: true, .. });
+    let rollback_seconds = seconds(rolled_back)?;
 
     let after = fingerprint(context, &mut client, &rate).await?;
     require_equal(&before, &after)?;
@@ -194,14 +198,12 @@ async fn rehearse(
         rights_lost,
         invariants,
         statements: StatementEvidence::longest(meter.measured()),
+        up_compares_all,
+        down_compares_all,
     })
 }
 
-async fn fingerprint(
-    context: &TaskContext<'_>,
-    client: &mut Client,
-    rate: &RateLimit,
-) -> Result<Fingerprint, Failure> {
+async fn fingerprint(context: &TaskContext<'_>, client: &mut Client, rate: &RateLimit) -> Result<Fingerprint, Failure> {
     let meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
     Fingerprint::take(client, rate, |read, tables| meter.add_of(read, tables)).await
 }

@@ -45,7 +45,7 @@ pub(super) async fn comparison(
     let compared = async {
         let limit = format!("SET statement_timeout = {}", millis(spec.statement_timeout));
         client.batch_execute(&limit).await?;
-        let compared = control::compare(&client, spec).await?;
+        let (compared, _) = control::compare_blocked(&mut client, spec).await?;
         if compared.unexplained > 0 {
             // Before it is reported: the rollback that follows changes what was found.
             control::list_unexplained(&mut client, spec).await;

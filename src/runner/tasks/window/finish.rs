@@ -12,12 +12,14 @@ use super::{
 };
 use crate::{
     api::{
-        Direction, NotShownKind, Reason, SchemaInPlace, WindowState,
+        Comparison, Direction, NotShownKind, Reason, SchemaInPlace, WindowState,
         window_rules::{EndCause, Ending, Move, WindowActivity},
     },
     runner::{
         Failure, UnlessLost,
-        database::control::{self, Applied, jitter, read_only_default, window_record::RecordedEnd, write_block},
+        database::control::{
+            self, Applied, jitter, millis, read_only_default, window_record::RecordedEnd, write_block,
+        },
     },
 };
 
@@ -75,8 +77,8 @@ impl<C: Channel> WindowTask<'_, C> {
         if self.plan.direction == Direction::Rollback {
             self.record_committed(client).await?;
         }
-        match control::compare_within(client, self.control_spec()).await.unless_lost()? {
-            Ok(comparison) => {
+        match self.compare_again(client).await.unless_lost()? {
+            Ok((comparison, _)) => {
                 if comparison.unexplained > 0 {
                     control::list_unexplained(client, self.control_spec()).await;
                 }
@@ -86,6 +88,16 @@ impl<C: Channel> WindowTask<'_, C> {
             Err(failure) => tracing::warn!(error = %failure, "balances not compared after the rollback"),
         }
         self.finish(client, SchemaInPlace::Old, cause).await
+    }
+
+    /// With the limits of the migration for each statement.
+    async fn compare_again(&self, client: &mut Client) -> Result<(Comparison, bool), Failure> {
+        let spec = self.control_spec();
+        let (statement, lock) = (millis(spec.statement_timeout), millis(spec.lock_timeout));
+        client.batch_execute(&format!("SET statement_timeout = {statement}; SET lock_timeout = {lock}")).await?;
+        let compared = control::compare_blocked(client, spec).await;
+        client.batch_execute("RESET statement_timeout; RESET lock_timeout").await?;
+        compared
     }
 
     /// Ends with writes blocked: manual intervention is required.

@@ -33,23 +33,29 @@ impl<C: Channel> WindowTask<'_, C> {
         // What is prepared takes its time, and writes are not blocked.
         client.batch_execute("SET lock_timeout = 0; SET statement_timeout = 0").await?;
         control::reinstall(&mut client, spec).await?;
-        if self.plan.direction == Direction::Forward {
-            if !control::has_baseline(&client, spec).await? && control::compare(&client, spec).await?.users > 0 {
-                return Err(Failure::new(
-                    Reason::BalancesUnexplained,
-                    "no baseline of the balances was taken; next: let the Backup step run again",
-                ));
+        let direction = self.plan.direction;
+        if direction == Direction::Forward
+            && !control::has_baseline(&client, spec).await?
+            && control::compare(&client, spec).await?.users > 0
+        {
+            return Err(Failure::new(
+                Reason::BalancesUnexplained,
+                "no baseline of the balances was taken; next: let the Backup step run again",
+            ));
+        }
+        // Each refresh is shorter than the one before, and so is what was written during it. One that is not has
+        // reached what the application writes all the time.
+        let mut before = u64::MAX;
+        loop {
+            let users = control::refresh_baseline(&mut client, spec, direction).await?;
+            if users <= USERS_LEFT || users >= before {
+                break;
             }
-            // Each refresh is shorter than the one before, and so is what was written during it. One that is not has
-            // reached what the application writes all the time.
-            let mut before = u64::MAX;
-            loop {
-                let users = control::refresh_baseline(&mut client, spec).await?;
-                if users <= USERS_LEFT || users >= before {
-                    break;
-                }
-                before = users;
-            }
+            before = users;
+        }
+        // What the window need not do. A rollback does not wait for it, if it is known already.
+        self.compare_untracked(&mut client, direction == Direction::Forward).await?;
+        if direction == Direction::Forward {
             // What has changed is found while writes are open; the transaction of the SQL compares once more.
             require_rehearsed_schema_now(&mut client, spec).await?;
         }
@@ -96,11 +102,21 @@ impl<C: Channel> WindowTask<'_, C> {
                 }
                 searched = Instant::now();
             }
-            if refreshed.elapsed() > REFRESH_INTERVAL && self.plan.direction == Direction::Forward {
-                control::refresh_baseline(&mut client, spec).await?;
+            if refreshed.elapsed() > REFRESH_INTERVAL {
+                control::refresh_baseline(&mut client, spec, direction).await?;
+                self.compare_untracked(&mut client, false).await?;
                 refreshed = Instant::now();
             }
         }
+    }
+
+    /// Compares what is not tracked, so that the window need not. Where that is not possible, it compares all.
+    async fn compare_untracked(&self, client: &mut Client, again: bool) -> Result<(), Failure> {
+        let known = control::compare_untracked(client, self.control_spec(), self.plan.direction, again).await?;
+        if !known {
+            tracing::warn!("the window compares the balances of all users: the catalogs do not show who was written");
+        }
+        Ok(())
     }
 
     /// Finds what would keep writes from being blocked, after it has opened the sessions that the window needs in
