@@ -16,6 +16,7 @@ mod left_out;
 mod load;
 mod notify;
 mod occasions;
+mod park;
 mod pooler;
 mod preflight;
 #[path = "../postgres/programs.rs"]

@@ -12,6 +12,7 @@ mod languages;
 mod locks;
 mod logins;
 mod migration;
+mod park;
 mod partitions;
 #[path = "../postgres/programs.rs"]
 mod programs;

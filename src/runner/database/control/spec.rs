@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Balances, CreditMigrationSpec, Invariant, LostRight, Obstacle, sha256},
+    api::{Balances, CreditMigrationSpec, Invariant, LostRight, Obstacle, Park, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -19,6 +19,10 @@ pub struct ControlSpec {
     pub balances: Balances,
     /// Every table whose writes the window blocks, as the spec writes them.
     pub protected: Vec<String>,
+    /// Tables of `credits`, as the spec writes them.
+    pub ledger: Vec<String>,
+    /// Tables that are moved out of the way.
+    pub park: Option<Park>,
     /// Tables that must not exist after the up SQL.
     pub tables_gone: Vec<String>,
     /// Roles of the application.
@@ -49,9 +53,11 @@ impl ControlSpec {
     /// Takes the fields that it needs from a run's `migrationUID`, `migration` and `plan`.
     pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
         let migration = &plan.migration;
-        let mut protected = vec![plan.credits.balances.table.clone()];
-        protected.extend(plan.credits.transactions.iter().map(|transactions| transactions.table.clone()));
-        for table in migration.tables_gone.iter().chain(&migration.protected_tables) {
+        let mut ledger = vec![plan.credits.balances.table.clone()];
+        ledger.extend(plan.credits.transactions.iter().map(|transactions| transactions.table.clone()));
+        let mut protected = ledger.clone();
+        let parked = migration.park.iter().flat_map(|park| &park.tables);
+        for table in migration.tables_gone.iter().chain(parked).chain(&migration.protected_tables) {
             if !protected.contains(table) {
                 protected.push(table.clone());
             }
@@ -61,6 +67,8 @@ impl ControlSpec {
             name: name.to_owned(),
             balances: plan.credits.balances.clone(),
             protected,
+            ledger,
+            park: migration.park.clone(),
             tables_gone: migration.tables_gone.clone(),
             application_roles: plan.database.application_roles.clone(),
             lock_timeout: migration.lock_timeout.into(),

@@ -79,7 +79,7 @@ pub(crate) async fn resolve(client: &impl GenericClient, name: &str) -> Result<O
 }
 
 /// As [`resolve`]: those that exist, in the order of `names`.
-async fn resolve_all(client: &impl GenericClient, names: &[String]) -> Result<Vec<Table>, Failure> {
+pub(super) async fn resolve_all(client: &impl GenericClient, names: &[String]) -> Result<Vec<Table>, Failure> {
     let query = "SELECT n.nspname::text, c.relname::text, c.relkind IN ('r', 'p'), o.place
         FROM unnest($1::oid[]) WITH ORDINALITY AS o (oid, place) JOIN pg_class c ON c.oid = o.oid
         JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY o.place";
@@ -179,7 +179,7 @@ pub(crate) struct BalancesTable {
     pub user_type: String,
 }
 
-fn missing(name: &str) -> Failure {
+pub(super) fn missing(name: &str) -> Failure {
     Failure::new(
         Reason::TableMissing,
         format!("table {name} does not exist; next: correct spec.credits or spec.migration"),

@@ -10,7 +10,7 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{described_role, exists, ident, literal, oids, quoted},
+            control::{described_role, exists, ident, literal, oids, quoted, tables_to_park},
             left_out::{self, Facts},
             scratch,
             version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
@@ -40,6 +40,13 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     }
     for table in context.control_spec().protected {
         findings.add(format!("table {table}"), owned_table(target, client, &table).await);
+    }
+    if let Some(park) = &context.spec.plan.migration.park {
+        let parked = tables_to_park(client, &context.control_spec()).await.map(|tables| {
+            let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+            format!("{} can be moved to schema {}", names.join(", "), park.schema)
+        });
+        findings.add("parked tables", parked);
     }
     findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
     let allowed = context.spec.plan.database.all_tables_publications == AllTablesPublications::Allowed;
