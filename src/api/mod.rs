@@ -31,6 +31,7 @@ mod replication;
 mod run;
 mod safeguards;
 mod status;
+mod table_users;
 mod task_spec;
 pub mod window_rules;
 mod window_state;
@@ -54,6 +55,7 @@ pub use replication::*;
 pub use run::*;
 pub use safeguards::*;
 pub use status::*;
+pub use table_users::*;
 pub use task_spec::*;
 pub use window_state::*;
 

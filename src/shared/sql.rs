@@ -15,7 +15,7 @@
 
 use squawk_syntax::{
     Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
-    ast::{AstNode, Stmt},
+    ast::{AlterTableAction, AstNode, Stmt},
 };
 
 use super::sql_effects;
@@ -139,6 +139,21 @@ pub fn dropped_tables(sql: &str) -> Vec<String> {
         Stmt::DropTable(drop) => drop.table_name_refs().map(|name| spec_name(name.syntax())).collect(),
         _ => vec![],
     })
+}
+
+/// The same with those that are renamed or moved to another schema.
+pub fn tables_that_go(sql: &str) -> Vec<String> {
+    let mut names = dropped_tables(sql);
+    names.extend(names_in(sql, |statement| match statement {
+        Stmt::AlterTable(alter) => {
+            let goes = |action| matches!(action, AlterTableAction::TableRenameTo(_) | AlterTableAction::SetSchema(_));
+            let name = alter.table_relation_name().and_then(|name| name.table_name_ref());
+            let name = name.filter(|_| alter.actions().any(goes));
+            name.map(|name| spec_name(name.syntax())).into_iter().collect()
+        }
+        _ => vec![],
+    }));
+    names
 }
 
 fn names_in(sql: &str, of: impl Fn(&Stmt) -> Vec<String>) -> Vec<String> {

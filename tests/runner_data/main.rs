@@ -26,4 +26,5 @@ mod rollback_rehearsal;
 mod secrets;
 mod sequence;
 mod store;
+mod table_users;
 mod tls;

@@ -1,5 +1,5 @@
-//! The ends: triggers are removed from the database, parked tables are dropped later, the finalizer is removed. A failed
-//! preparation starts again when its inputs change.
+//! The ends: triggers are removed from the database, parked tables are dropped later, the finalizer is removed. A
+//! failed preparation starts again when its inputs change.
 
 use super::Flow;
 use crate::{

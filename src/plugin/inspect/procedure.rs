@@ -92,7 +92,8 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             }
         ),
         Step::Migrate => format!(
-            "{}runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most {}",
+            "{}runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most \
+                {}",
             match &migration.park {
                 Some(park) => format!("moves {} to schema {}, ", park.tables.join(", "), park.schema),
                 None => String::new(),
@@ -282,7 +283,7 @@ mod tests {
         let text = of(&spec, Step::Migrate);
         assert!(text.starts_with("moves a, b to schema credit_migration_parked, runs key up of"), "{text}");
         let text = of(&spec, Step::Decide);
-        assert!(text.ends_with("; parked tables are dropped 720h after Keep"), "{text}");
+        assert!(text.ends_with("; parked tables are dropped 30d after Keep"), "{text}");
         let text = of(&spec, Step::VerifyMigration);
         assert!(text.contains("checks that invariants hold (total), runs verifyUp, compares"), "{text}");
         spec.rollback.policy = RollbackPolicy::Manual;

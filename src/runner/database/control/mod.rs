@@ -70,7 +70,7 @@ pub use obstacles::ObstacleFinder;
 pub use outside::SharedObjects;
 pub(crate) use owner::{check_schema, described_role};
 pub use park::drop_parked;
-pub(crate) use park::tables_to_park;
+pub(crate) use park::{tables_to_park, with_parked};
 pub use replication::{replication, restore_point, wal_position};
 pub use safeguards::missing_safeguards;
 pub use sessions::LockHolders;

@@ -227,6 +227,23 @@ pub(super) async fn unpark(tx: &Transaction<'_>, spec: &ControlSpec, settings: &
     parked.forget(tx, spec).await
 }
 
+/// What is changed by a migration that has run, of `tables`: parked ones under the names that they have now.
+///
+/// # Errors
+/// Database errors.
+pub(crate) async fn with_parked(
+    client: &impl GenericClient,
+    spec: &ControlSpec,
+    mut tables: Vec<String>,
+) -> Result<Vec<String>, Failure> {
+    let parked = Parked::read(client, spec).await?;
+    if let (Some(park), false) = (&spec.park, parked.0.is_empty()) {
+        tables.retain(|table| !park.tables.contains(table));
+        tables.extend(parked.0.iter().map(|of| of.now().to_string()));
+    }
+    Ok(tables)
+}
+
 /// Drops the tables that this migration has parked. Returns how many. None are left when it is called again.
 ///
 /// In: a connection as the migration role, outside of a transaction.

@@ -13,6 +13,7 @@ use crate::{
             control::{described_role, exists, ident, literal, oids, quoted, tables_to_park},
             left_out::{self, Facts},
             scratch,
+            table_users::TableUsage,
             version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
         },
         tasks::findings::Findings,
@@ -52,6 +53,9 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     let allowed = context.spec.plan.database.all_tables_publications == AllTablesPublications::Allowed;
     findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);
     findings.add("logical slots", logical_slots(client).await);
+    let known = &context.spec.plan.database.application_roles;
+    let users = TableUsage::read(client, &context.changed_tables(), known).await;
+    findings.add_table_users(users.map(TableUsage::evidence));
     findings.add("rights to dump", dumpable(target, client).await);
     copy(context, target, client, findings).await;
     for (what, result) in columns(context, client).await {
