@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BackupFormat, LeftOutObjects, Reason, StatementEvidence, Time, named::named};
+use super::{BackupFormat, LeftOutObjects, Reason, StatementEvidence, TableUsers, Time, named::named};
 
 /// Tag and branch, read back from the server.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub struct Finding {
     /// What a rehearsal's copy would go without.
     #[serde(flatten)]
     pub left_out: LeftOutObjects,
+    /// What else uses the tables.
+    #[serde(flatten)]
+    pub users: TableUsers,
     /// Observed value, and the command that fixes the problem.
     pub message: String,
 }
@@ -45,6 +48,8 @@ impl Finding {
     pub const VERSION_PROBE: &str = "version probe";
     /// Name of the finding about what a copy of the database goes without.
     pub const COPY: &str = "copy of the database";
+    /// Name of the finding about what else uses the tables.
+    pub const TABLE_USERS: &str = "users of the tables";
 }
 
 /// Statistics of the credit system, from one snapshot. Amounts are decimal texts in credits.
@@ -543,6 +548,9 @@ pub struct ReportEvidence {
     pub checks: u32,
     /// Results in one line: checks that did not pass, users, sum of balances and transactions since the cutover.
     pub summary: String,
+    /// What else uses the tables of the migration, parked ones included. Of the roles those that did meanwhile.
+    #[serde(flatten)]
+    pub users: TableUsers,
     /// Time of the figures.
     pub taken_at: Time,
 }

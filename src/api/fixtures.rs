@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{
     BackupEvidence, BackupFormat, BaselineEvidence, CreditMigrationSpec, KeyUsersEvidence, LeftOutObjects,
-    RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence, SchemaEvidence, Time, VerificationEvidence,
+    RehearsalEvidence, ReportEvidence, RollbackRehearsalEvidence, SchemaEvidence, TableUsers, Time,
+    VerificationEvidence,
 };
 
 /// Represents what only the runner may know. It must never appear in an API object.
@@ -144,6 +145,7 @@ pub(crate) fn report(taken_at: Time) -> ReportEvidence {
         passed: 0,
         checks: 0,
         summary: "2 users, 3 credits".into(),
+        users: TableUsers::default(),
         taken_at,
     }
 }

@@ -96,13 +96,15 @@ pub enum Step {
     RehearseRollback,
     /// Triggers removed from the database.
     Cleanup,
+    /// Parked tables dropped, a given time after the decision to keep. It follows Cleanup, and blocks nothing.
+    DropParked,
 }
 
 named! {
     Step: Preflight, NotifyTeam, CodeBackup, Baseline, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Approve,
     Schedule, BlockWrites, Migrate, VerifyMigration, SwitchApplication, UnblockWrites, Validate, Monitor, DayCheck,
     WeekReview, Decide, BlockWritesForRollback, SwitchBack, RollbackSql, VerifyRollback,
-    UnblockWritesAfterRollback, RehearseRollback, Cleanup
+    UnblockWritesAfterRollback, RehearseRollback, Cleanup, DropParked
 }
 
 /// What a Job does.
@@ -138,11 +140,13 @@ pub enum Task {
     Notify,
     /// Removes the triggers and releases the database for the next migration.
     Cleanup,
+    /// Drops the tables that were parked.
+    DropParked,
 }
 
 named! {
     Task: Preflight, CodeBackup, Backup, VerifyBackup, ExportKeyUsers, Rehearse, Window, Validate, Monitor,
-    DayCheck, WeekReview, RollbackWindow, RehearseRollback, Notify, Cleanup
+    DayCheck, WeekReview, RollbackWindow, RehearseRollback, Notify, Cleanup, DropParked
 }
 
 impl Task {

@@ -177,6 +177,8 @@ ready_reasons! {
     RollbackRehearsalTooOld,
     /// Triggers stay in a database that could not be reached.
     TriggersLeft,
+    /// Parked tables stay in a database whose migration was deleted before they were dropped.
+    ParkedTablesLeft,
 }
 
 impl From<ReadyReason> for String {

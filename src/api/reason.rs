@@ -107,6 +107,10 @@ reasons! {
     SqlFailed: Never,
     /// A table of `tablesGone` is still there.
     TablesNotGone: Never,
+    /// A table of `migration.park` cannot be moved away, or back.
+    TableNotParked: Never,
+    /// Something depends on a parked table, which cannot be dropped.
+    ParkedTableInUse: May,
     /// Roles of the application lose rights by the up SQL, and no one has approved it.
     RightsLost: Never,
     /// Balances changed that nothing explains.

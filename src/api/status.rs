@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     BackupEvidence, BaselineEvidence, CheckResult, CodeBackupEvidence, Comparison, ExpectedWindow, KeyUsersEvidence,
     NotShown, NoticeStatus, Phase, Reason, RecoveryPoints, RehearsalEvidence, Replication, ReportEvidence,
-    RollbackRehearsalEvidence, SafeguardReport, Step, Task, Time, UnexplainedEvidence, VerificationEvidence,
-    WorkProgress, named::named,
+    RollbackRehearsalEvidence, SafeguardReport, Step, TableUsers, Task, Time, UnexplainedEvidence,
+    VerificationEvidence, WorkProgress, named::named,
 };
 use crate::shared::message::Message;
 
@@ -54,6 +54,9 @@ pub struct CreditMigrationStatus {
     /// Not a time, because the clocks of the operator and of several API servers differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub earlier_decisions: Vec<DecisionRef>,
+    /// What else uses the tables, as Preflight found it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table_users: Option<TableUsers>,
     /// Tag and branch for the application's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code_backup: Option<CodeBackupEvidence>,

@@ -97,6 +97,7 @@ impl Task {
             Task::RehearseRollback => row("dryrun", Movable, SHORT, Handled, &[]),
             Task::Notify         => row("notify",    Movable, SHORT,  CutOff,  &[Channels]),
             Task::Cleanup        => row("cleanup",   Movable, SHORT,  CutOff,  &[]),
+            Task::DropParked     => row("drop",      Movable, SHORT,  CutOff,  &[]),
         }
     }
 

@@ -48,6 +48,7 @@ impl Transition<'_> {
             // Triggers are removed only when no run is left that could install them again.
             Phase::Failed | Phase::Completed | Phase::RolledBack | Phase::Cancelled if tidy => {
                 effects.extend(self.start_unlisted_run(Step::Cleanup, Task::Cleanup));
+                effects.extend(self.start_unlisted_run(Step::DropParked, Task::DropParked));
             }
             _ => {}
         }

@@ -57,6 +57,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::SqlOutsideTransaction
         | Reason::SqlOutsideDatabase
         | Reason::SqlFailed
+        | Reason::TableNotParked
         | Reason::BalancesUnexplained
         | Reason::VerifyDownFailed
         | Reason::InvariantBroken
@@ -75,6 +76,7 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::AllTablesPublished
         | Reason::ScratchDatabaseExists
         | Reason::TablesNotGone
+        | Reason::ParkedTableInUse
         | Reason::RightsLost
         | Reason::BucketMissing
         | Reason::BucketDenied

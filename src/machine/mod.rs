@@ -88,6 +88,7 @@ pub fn decide(spec: &CreditMigrationSpec, status: &CreditMigrationStatus, observ
     transition.end_rollback_rehearsal();
     transition.report_safeguards();
     transition.report_triggers_left();
+    transition.report_parked_left();
     transition.plan_checks();
     transition.report_pods();
     transition.report_refused_effect();

@@ -10,7 +10,10 @@ use super::{
     report::Progress,
     settings::Settings,
 };
-use crate::api::{MigrationRunSpec, Reason, Time};
+use crate::{
+    api::{MigrationRunSpec, Reason, Time},
+    shared::sql,
+};
 
 /// Both SQL texts as they are mounted. Weeks after the up SQL was committed it may have changed or be gone, and so may
 /// the down SQL, which the database keeps: why one cannot be used is an error only for a task that has to run it.
@@ -39,6 +42,14 @@ impl TaskContext<'_> {
     /// The part of the order that the control schema needs.
     pub fn control_spec(&self) -> ControlSpec {
         ControlSpec::new(&self.spec.migration_uid, &self.spec.migration, &self.spec.plan)
+    }
+
+    /// Tables that the migration changes or gives up, as spec and up SQL name them.
+    pub(in crate::runner) fn changed_tables(&self) -> Vec<String> {
+        let mut tables = self.control_spec().protected;
+        let by_sql = self.settings.up_sql().map(|text| sql::tables_that_go(&text)).unwrap_or_default();
+        tables.extend(by_sql.into_iter().filter(|name| !tables.contains(name)).collect::<Vec<_>>());
+        tables
     }
 
     /// Object and digest of the backup, which the controller hands on.

@@ -43,8 +43,8 @@ use self::{
     report::{Progress, Reporter, StatusReporting, Unreported, order_cache::OrderCache},
     settings::Settings,
     tasks::{
-        backup, cleanup, code_backup, export_key_users, follow_up, notify, preflight, rehearse, rehearse_rollback,
-        validate, verify_backup, window::api_channel,
+        backup, cleanup, code_backup, drop_parked, export_key_users, follow_up, notify, preflight, rehearse,
+        rehearse_rollback, validate, verify_backup, window::api_channel,
     },
 };
 use crate::{
@@ -234,6 +234,7 @@ async fn execute_task(
             Task::RehearseRollback => rehearse_rollback::run(context).await,
             Task::Notify => notify::run(context).await,
             Task::Cleanup => cleanup::run(context).await,
+            Task::DropParked => drop_parked::run(context).await,
         }
     };
     match context.spec.task.spec().on_sigterm {

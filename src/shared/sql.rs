@@ -15,7 +15,7 @@
 
 use squawk_syntax::{
     Parse, SourceFile, SyntaxKind, SyntaxNode, SyntaxToken,
-    ast::{AstNode, Stmt},
+    ast::{AlterTableAction, AstNode, Stmt},
 };
 
 use super::sql_effects;
@@ -224,6 +224,42 @@ pub fn read(sql: &str) -> Result<Vec<Statement>, Vec<Problem>> {
         });
     }
     if problems.is_empty() { Ok(statements) } else { Err(problems) }
+}
+
+/// Tables that statements of a text drop, as a spec names them: in lower case unless quoted, and without quotes. What
+/// dynamic SQL drops is not seen.
+pub fn dropped_tables(sql: &str) -> Vec<String> {
+    names_in(sql, |statement| match statement {
+        Stmt::DropTable(drop) => drop.table_name_refs().map(|name| spec_name(name.syntax())).collect(),
+        _ => vec![],
+    })
+}
+
+/// The same with those that are renamed or moved to another schema.
+pub fn tables_that_go(sql: &str) -> Vec<String> {
+    let mut names = dropped_tables(sql);
+    names.extend(names_in(sql, |statement| match statement {
+        Stmt::AlterTable(alter) => {
+            let goes = |action| matches!(action, AlterTableAction::TableRenameTo(_) | AlterTableAction::SetSchema(_));
+            let name = alter.table_relation_name().and_then(|name| name.table_name_ref());
+            let name = name.filter(|_| alter.actions().any(goes));
+            name.map(|name| spec_name(name.syntax())).into_iter().collect()
+        }
+        _ => vec![],
+    }));
+    names
+}
+
+fn names_in(sql: &str, of: impl Fn(&Stmt) -> Vec<String>) -> Vec<String> {
+    let parse = SourceFile::parse(without_mark(sql));
+    parse.tree().stmts().flat_map(|statement| of(&statement)).collect()
+}
+
+/// The name of a table as a spec has it.
+fn spec_name(node: &SyntaxNode) -> String {
+    let tokens = node.descendants_with_tokens().filter_map(|element| element.into_token());
+    let parts = tokens.filter(|token| !matches!(token.kind(), SyntaxKind::WHITESPACE | SyntaxKind::COMMENT));
+    parts.map(|token| sql_effects::name(&token)).collect()
 }
 
 /// First token of a statement that is neither white space nor a comment.

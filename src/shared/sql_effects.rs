@@ -107,7 +107,7 @@ fn words(node: &SyntaxNode) -> Vec<SyntaxToken> {
 }
 
 /// A word as the server compares it: quoted as it is, otherwise in lower case. Strings are no words.
-fn name(token: &SyntaxToken) -> String {
+pub(super) fn name(token: &SyntaxToken) -> String {
     match token.text().strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         Some(quoted) => quoted.to_owned(),
         None => token.text().to_ascii_lowercase(),

@@ -31,6 +31,7 @@ mod harness;
 mod latch;
 mod migration;
 mod nothing_waits;
+mod park;
 mod rollback;
 mod triggers;
 mod versions;

@@ -24,7 +24,10 @@ use credit_migration::{
         },
         report::Progress,
         settings::Settings,
-        tasks::{backup, cleanup, export_key_users, follow_up, preflight, rehearse, rehearse_rollback, verify_backup},
+        tasks::{
+            backup, cleanup, drop_parked, export_key_users, follow_up, preflight, rehearse, rehearse_rollback,
+            verify_backup,
+        },
     },
 };
 use serde_json::{Map, Value, json};
@@ -326,6 +329,7 @@ impl World {
             Task::Rehearse => rehearse::run(&context).await,
             Task::RehearseRollback => rehearse_rollback::run(&context).await,
             Task::Cleanup => cleanup::run(&context).await,
+            Task::DropParked => drop_parked::run(&context).await,
             Task::DayCheck | Task::WeekReview => {
                 assert_eq!(self.spec.task, task);
                 follow_up::run(&context, &[]).await

@@ -17,6 +17,7 @@ mod left_out;
 mod load;
 mod notify;
 mod occasions;
+mod park;
 mod pooler;
 mod preflight;
 #[path = "../postgres/programs.rs"]
@@ -27,4 +28,5 @@ mod secrets;
 mod sequence;
 mod size;
 mod store;
+mod table_users;
 mod tls;

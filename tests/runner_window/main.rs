@@ -13,6 +13,7 @@ mod locks;
 mod logins;
 mod migration;
 mod new_names;
+mod park;
 mod partitions;
 #[path = "../postgres/programs.rs"]
 mod programs;

@@ -10,6 +10,7 @@ mod coverage;
 mod credits;
 mod follow_ups;
 mod notifications;
+mod park;
 mod rollback;
 mod runner;
 mod schedule;
@@ -24,6 +25,7 @@ pub use coverage::{Gap, Topic};
 pub use credits::*;
 pub use follow_ups::*;
 pub use notifications::*;
+pub use park::*;
 pub use rollback::*;
 pub use runner::*;
 pub use schedule::*;
@@ -226,7 +228,12 @@ pub struct Migration {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub tables_gone: Vec<String>,
-    /// Further tables whose writes are blocked in the window, in addition to those of `credits` and `tablesGone`.
+    /// Tables that are moved out of the way instead of being dropped.
+    // Not serialized while it is absent: the digests of existing plans stay valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub park: Option<Park>,
+    /// Further tables whose writes are blocked in the window, in addition to those of `credits`, `tablesGone`
+    /// and `park`.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub protected_tables: Vec<String>,

@@ -11,7 +11,7 @@ use crate::{
     machine::{CheckJobStart, StartRun},
 };
 
-const TASKS: [Task; 15] = [
+const TASKS: [Task; 16] = [
     Task::Preflight,
     Task::CodeBackup,
     Task::ExportKeyUsers,
@@ -27,6 +27,7 @@ const TASKS: [Task; 15] = [
     Task::RollbackWindow,
     Task::RehearseRollback,
     Task::Cleanup,
+    Task::DropParked,
 ];
 
 /// As the API server would return it.

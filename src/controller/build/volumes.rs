@@ -171,6 +171,7 @@ mod tests {
             (Task::DayCheck, none),
             (Task::RehearseRollback, none),
             (Task::Cleanup, none),
+            (Task::DropParked, none),
             (Task::Preflight, &["ca", "chat", "core", "git", "hook", "probe", "smtp", "token"]),
         ] {
             let found: Vec<String> = further_secrets(&plan, task).into_iter().collect();

@@ -2,7 +2,7 @@
 
 use super::Flow;
 use crate::{
-    api::{DecisionKind, Occasion, Phase, ReadyReason, RehearsalEvidence, SQL_LABEL, Step, Time},
+    api::{DecisionKind, Occasion, Phase, ReadyReason, RehearsalEvidence, SQL_LABEL, Step, TableUsers, Time},
     machine::{
         self, ObservedDecision, Transition,
         faults::{Fault, fault},
@@ -94,8 +94,9 @@ impl Transition<'_> {
             false => format!("not covered by the spec: {}", gaps.join(", ")),
         };
         let found = self.status.rehearsal.as_ref().map_or_else(String::new, RehearsalEvidence::appended);
+        let users = self.status.table_users.as_ref().map_or_else(String::new, TableUsers::appended);
         let text = format!(
-            "{approved}{who}{window}; {covered}{found}; to read the plan: {}; next: {}",
+            "{approved}{who}{window}; {covered}{found}{users}; to read the plan: {}; next: {}",
             self.observed.plugin("plan", ""),
             self.observed.plugin("approve", "")
         );

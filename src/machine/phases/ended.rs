@@ -1,11 +1,14 @@
-//! The ends: triggers are removed from the database, the finalizer is removed. A failed preparation starts again when
-//! its inputs change.
+//! The ends: triggers are removed from the database, parked tables are dropped later, the finalizer is removed. A
+//! failed preparation starts again when its inputs change.
 
 use super::Flow;
 use crate::{
-    api::{Phase, ReadyReason, Step, StepState, Task},
+    api::{Phase, ReadyReason, Step, StepState, Task, Time},
     machine::{RunOutcome, Transition, steps::PlannedRetry},
-    shared::message::Message,
+    shared::{
+        message::Message,
+        time::{saturating_add, to_signed},
+    },
 };
 
 /// Removes all triggers of the operator, with their functions.
@@ -18,7 +21,8 @@ const DELETED_CLEANUP_ATTEMPTS: u32 = 5;
 impl Transition<'_> {
     pub(crate) fn advance_ended(&mut self) -> Flow {
         let inputs_changed = self.phase() == Phase::Failed && self.inputs_changed() && !self.observed.deleting;
-        self.advance_cleanup();
+        self.aside(Self::advance_cleanup);
+        self.aside(Self::advance_drop_parked);
         // Not while triggers are being removed: the next Backup installs them again.
         if inputs_changed && self.is_cleaned_up() {
             self.restart("spec or SQL changed");
@@ -48,12 +52,20 @@ impl Transition<'_> {
         clean.state == StepState::Succeeded && clean.finished_at.is_some_and(|t| t >= up.started_at)
     }
 
+    /// What users read stays the end of the migration, not what is done after it.
+    fn aside(&mut self, advance: fn(&mut Self)) {
+        let step = self.status.step;
+        let (reason, message) = (self.reason.clone(), self.message.clone());
+        advance(self);
+        self.status.step = step;
+        self.reason = reason;
+        self.message = message;
+    }
+
     fn advance_cleanup(&mut self) {
         if self.is_cleaned_up() {
             return;
         }
-        let step = self.status.step;
-        let (reason, message) = (self.reason.clone(), self.message.clone());
         if self.step(Step::Cleanup).is_none_or(|step_status| step_status.state != StepState::Running) {
             self.start_step(Step::Cleanup);
         } else if self.start_due_retry(Step::Cleanup) != PlannedRetry::NotYet {
@@ -67,10 +79,37 @@ impl Transition<'_> {
                 }
             }
         }
-        // What users read stays the end of the migration, not the clean-up after it.
-        self.status.step = step;
-        self.reason = reason;
-        self.message = message;
+    }
+
+    /// Parked tables are dropped a while after someone has decided to keep the new version. Nothing waits for it, and
+    /// it waits for Cleanup: from then on the database may belong to another migration.
+    fn advance_drop_parked(&mut self) {
+        let (Some(park), Some(kept_at)) = (&self.spec.migration.park, self.kept_at()) else { return };
+        if !self.is_cleaned_up() || self.succeeded(Step::DropParked) {
+            return;
+        }
+        if self.step(Step::DropParked).is_none() {
+            let due = saturating_add(kept_at, to_signed(park.drop_after));
+            let text = format!("{} are dropped from schema {} at {due:.0}", park.tables.join(", "), park.schema);
+            let step_status = self.ensure_step(Step::DropParked);
+            step_status.retry_at = Some(due);
+            step_status.message = Some(text);
+        }
+        if self.start_due_retry(Step::DropParked) != PlannedRetry::NotYet {
+            match self.observed.outcome(Task::DropParked, self.attempt(Step::DropParked)) {
+                RunOutcome::Pending => {}
+                RunOutcome::Succeeded(_) => self.succeed_step(Step::DropParked, "the parked tables are dropped"),
+                RunOutcome::Failed(reason, message) => {
+                    self.retry_later(Step::DropParked, reason, &message.to_string());
+                }
+            }
+        }
+    }
+
+    /// When someone decided to keep the new version.
+    fn kept_at(&self) -> Option<Time> {
+        let decided = self.step(Step::Decide).filter(|step_status| step_status.state == StepState::Succeeded)?;
+        decided.finished_at.filter(|_| self.phase() == Phase::Completed)
     }
 
     /// Deletion: before the window nothing is lost; inside it the change is undone; after it the new version stays.
@@ -117,6 +156,18 @@ impl Transition<'_> {
             let text = format!("{why}; the triggers stay in database {}", self.spec.database.name);
             let next = format!("run in that database, as its migration role: {DROP_TRIGGERS}");
             self.event(true, ReadyReason::TriggersLeft, Message::new(text).next(next).to_string());
+        }
+    }
+
+    /// Says that parked tables stay in the database when the migration goes before they are dropped.
+    pub(crate) fn report_parked_left(&mut self) {
+        let Some(park) = &self.spec.migration.park else { return };
+        let parked = self.phase() == Phase::Completed && !self.succeeded(Step::DropParked);
+        if self.observed.finalizer && self.may_remove_finalizer() && parked {
+            let (tables, database) = (park.tables.join(", "), &self.spec.database.name);
+            let text = format!("{tables} stay parked in schema {} of database {database}", park.schema);
+            let next = format!("once no one needs them, run in that database: {}", park.drop_statement());
+            self.event(true, ReadyReason::ParkedTablesLeft, Message::new(text).next(next).to_string());
         }
     }
 

@@ -3,8 +3,8 @@
 use super::Flow;
 use crate::{
     api::{
-        BaselineEvidence, CLOCK_SKEW_LIMIT, ClockOffset, MigrationRun, MigrationRunStatus, NoticeState, Occasion,
-        Phase, ReadyReason, Reason, Retry, Step, StepState,
+        BaselineEvidence, CLOCK_SKEW_LIMIT, ClockOffset, Finding, MigrationRun, MigrationRunStatus, NoticeState,
+        Occasion, Phase, ReadyReason, Reason, Retry, Step, StepState,
     },
     machine::{
         RunOutcome, StatusReason, Transition,
@@ -34,6 +34,7 @@ impl Transition<'_> {
         self.status.baseline = None;
         self.status.backup = None;
         self.status.verification = None;
+        self.status.table_users = None;
         self.status.code_backup = None;
         self.status.key_users = None;
         self.status.rehearsal = None;
@@ -276,6 +277,9 @@ impl Transition<'_> {
                 ),
                 None => {
                     let n = status.findings.len();
+                    let mut findings = status.findings.into_iter();
+                    let users = findings.find(|finding| finding.name == Finding::TABLE_USERS);
+                    self.status.table_users = users.map(|finding| finding.users);
                     Recorded::Taken(format!("{n} of {n} checks"))
                 }
             },

@@ -86,7 +86,7 @@ pub fn task_in(phase: Phase, step: Step) -> Option<Task> {
 /// Longest wait between two attempts of a step, in seconds: see [`tasks::RunPolicy`].
 fn longest_retry(step: Step) -> i64 {
     let in_path = FORWARD.iter().chain(ROLLBACK).filter(|r| r.step == step).find_map(|r| r.task);
-    // RehearseRollback and Cleanup are in neither path.
+    // RehearseRollback, Cleanup and DropParked are in neither path.
     let task = in_path.or_else(|| Task::ALL.iter().copied().find(|task| run_policy(*task).step == Some(step)));
     run_policy(task.unwrap_or(Task::Cleanup)).longest_retry
 }
@@ -128,6 +128,7 @@ mod tests {
             (Step::WeekReview, 300),
             (Step::RehearseRollback, 3600),
             (Step::Cleanup, 300),
+            (Step::DropParked, 3600),
         ] {
             assert_eq!(longest_retry(step), seconds, "{step}");
         }

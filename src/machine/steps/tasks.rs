@@ -90,6 +90,8 @@ pub(crate) const fn run_policy(task: Task) -> RunPolicy {
             row(Step::RehearseRollback, Record(Phase::Observing), Timeout::Step, Operator, 3600)
         }
         Task::Cleanup        => row(Step::Cleanup, Always, Timeout::Seconds(600), Operator, 300),
+        // No one waits for it, and what it waits for may last for days: another migration, or a view that is needed.
+        Task::DropParked     => row(Step::DropParked, Always, Timeout::Seconds(600), Operator, 3600),
         Task::Notify         => RunPolicy {
             step: None,
             retention: WhilePending,

@@ -97,7 +97,12 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             }
         ),
         Step::Migrate => format!(
-            "runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most {}",
+            "{}runs key {} of ConfigMap {} in one transaction; waits at most {} for a lock, a statement runs at most \
+                {}",
+            match &migration.park {
+                Some(park) => format!("moves {} to schema {}, ", park.tables.join(", "), park.schema),
+                None => String::new(),
+            },
             migration.up.config_map_key_ref.key,
             migration.up.config_map_key_ref.name,
             duration(migration.lock_timeout),
@@ -148,9 +153,13 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
         Step::DayCheck => follow_up(spec, Task::DayCheck, duration(spec.follow_ups.day_after())),
         Step::WeekReview => follow_up(spec, Task::WeekReview, duration(spec.follow_ups.week_after())),
         Step::Decide => format!(
-            "asks every {} whether to keep the new version or roll back; not decided by {}",
+            "asks every {} whether to keep the new version or roll back; not decided by {}{}",
             duration(spec.follow_ups.reminder_interval),
-            spec.requested_by
+            spec.requested_by,
+            match &migration.park {
+                Some(park) => format!("; parked tables are dropped {} after Keep", duration(park.drop_after)),
+                None => String::new(),
+            }
         ),
         Step::BlockWritesForRollback => "blocks writes again, verifies it by a refused write".into(),
         Step::SwitchBack => format!("sets the flag to {}, restarts the workloads", flag.from),
@@ -165,6 +174,7 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
         Step::UnblockWritesAfterRollback => "unblocks writes on the old version".into(),
         Step::RehearseRollback => "rolls a copy of the live database back".into(),
         Step::Cleanup => "removes the triggers from the database".into(),
+        Step::DropParked => "drops the parked tables".into(),
     }
 }
 
@@ -297,6 +307,11 @@ mod tests {
         spec.migration.verify_up = Some("SELECT true".to_owned());
         spec.migration.invariants =
             vec![Invariant { name: "total".into(), before: "SELECT 1".into(), after: "SELECT 1".into() }];
+        spec.migration.park = Some(serde_json::from_value(serde_json::json!({"tables": ["a", "b"]})).unwrap());
+        let text = of(&spec, Step::Migrate);
+        assert!(text.starts_with("moves a, b to schema credit_migration_parked, runs key up of"), "{text}");
+        let text = of(&spec, Step::Decide);
+        assert!(text.ends_with("; parked tables are dropped 30d after Keep"), "{text}");
         let text = of(&spec, Step::VerifyMigration);
         assert!(text.contains("checks that invariants hold (total), runs verifyUp, compares"), "{text}");
         spec.credits = serde_json::from_str(r#"{"after": {"balances": {"table": "wallets"}}}"#).unwrap();

@@ -85,6 +85,7 @@ pub(crate) fn check_objects(spec: &CreditMigrationSpec, objects: &ClusterObjects
         let files: Vec<String> = keys.iter().map(|key| format!("--from-file={key}=FILE")).collect();
         found.extend(config_map_key(what, r, objects, [&files.join(" "), &edit], |text| sql_problem(&r.key, text)));
     }
+    found.extend(dropped_tables(spec, objects));
     found.extend(flag(spec, objects));
     if let Some(r) = &spec.notifications.templates_config_map_ref
         && let Some(lookup) = objects.config_maps.get(&r.name)
@@ -183,6 +184,36 @@ fn config_map_key(
         Some((state, message)) => item(what, state, message),
         None => item(what, State::Ok, format!("key {} of ConfigMap {}{place}", r.key, r.name)),
     })
+}
+
+/// Tables that the up SQL drops. What is parked instead is there for a rollback, and moving it takes no time.
+fn dropped_tables(spec: &CreditMigrationSpec, objects: &ClusterObjects) -> Option<CheckedItem> {
+    let r = &spec.migration.up.config_map_key_ref;
+    let text = existing(objects.config_maps.get(&r.name)?).ok()?.data.as_ref()?.get(&r.key)?;
+    let dropped = sql::dropped_tables(text);
+    let last = |name: &str| name.rsplit_once('.').map_or(name, |(_, table)| table).to_owned();
+    let is_parked = |name: &&String| {
+        let mut parked = spec.migration.park.iter().flat_map(|park| &park.tables);
+        parked.any(|table| last(table) == last(name))
+    };
+    let (parked, others): (Vec<&String>, Vec<&String>) = dropped.iter().partition(is_parked);
+    let join = |names: &[&String]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    match (parked.as_slice(), others.as_slice()) {
+        ([], []) => None,
+        ([], others) => {
+            let names = join(others);
+            let next = format!("leave DROP TABLE out of it, and write spec.migration.park: {{tables: [{names}]}}");
+            let text = format!("drops {names}, and a rollback has to make them again; next: {next}");
+            Some(item("up SQL", State::Note, text))
+        }
+        (parked, _) => {
+            let text = format!(
+                "drops {}, which spec.migration.park moves away before; next: leave DROP TABLE out of it",
+                join(parked)
+            );
+            Some(item("up SQL", State::Wrong, text))
+        }
+    }
 }
 
 /// Why this SQL cannot run. What only our parser does not know is a note: the server's parser decides.

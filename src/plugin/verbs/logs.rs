@@ -18,7 +18,7 @@ use crate::{
 
 pub(crate) const EXAMPLES: &str = "\
 Tasks: preflight, code, backup, verify, keyusers, rehearse, window, validate, monitor, day, week, rollback, dryrun,
-notify, cleanup; or the names in `kubectl get cmrun`.
+notify, cleanup, drop; or the names in `kubectl get cmrun`.
 
 Examples:
   kubectl creditmigration logs simplify-credits

@@ -365,6 +365,10 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
         let of = migration.status.iter().flat_map(|s| &s.steps).find(|s| s.name == planned.step);
         planned.state = of.map(|s| s.state.to_string());
         let rehearsal = migration.status.as_ref().and_then(|s| s.rehearsal.as_ref());
+        let users = migration.status.as_ref().and_then(|s| s.table_users.as_ref()?.summary());
+        if let (Step::Preflight, Some(users)) = (planned.step, users) {
+            planned.what = format!("{}; {users}", planned.what);
+        }
         if let (Step::Rehearse, Some(rehearsal)) = (planned.step, rehearsal) {
             planned.what = format!("{}; {}", planned.what, rehearsal.summary());
         }

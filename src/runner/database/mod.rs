@@ -1,5 +1,5 @@
 //! The migrated database: connections, the control schema, fingerprints, statistics, the scratch database of a
-//! rehearsal, what that goes without, versions of the server.
+//! rehearsal, what that goes without, who else uses the tables, versions of the server.
 //!
 //! Called by `settings`, `context`, `checks` and `tasks`. Imports `failure` and `clients` of the runner, `api` and
 //! `shared`.
@@ -16,5 +16,6 @@ pub(super) mod server_error;
 pub(super) mod server_tls;
 pub mod snapshot;
 pub mod statistics;
+pub mod table_users;
 mod target;
 pub mod version;

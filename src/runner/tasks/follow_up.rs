@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio_postgres::Transaction;
 
 use crate::{
-    api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, Task, Time, sha256},
+    api::{Check, CheckOutcome, CheckResult, Reason, ReportEvidence, TableUsers, Task, Time, sha256},
     runner::{
         Failure, checks,
         clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient},
@@ -20,6 +20,7 @@ use crate::{
             control::{self, Cutover},
             snapshot::{Access, snapshot},
             statistics::{Present, Statistics, Usage, statistics, usage},
+            table_users::TableUsage,
         },
     },
 };
@@ -40,6 +41,8 @@ struct FollowUpReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<&'a Usage>,
     checks: &'a [CheckResult],
+    #[serde(flatten)]
+    users: &'a TableUsers,
     /// Names of checks that were never measured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_measured: Vec<&'a str>,
@@ -62,11 +65,13 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
 
     let checks = plan.checks_of(context.spec.task);
     checks::report_safeguards(context).await;
+    let used_before = table_usage(context).await?;
     let results = measured(context, &checks, before, follow_up.duration.into()).await?;
     let (statistics, usage) = tokio::select! {
         figures = figures(context) => figures?,
         () = context.stop.cancelled() => return Err(Failure::terminated()),
     };
+    let users = table_usage(context).await?.since_then(&used_before);
     let verdict = Verdict::of(&checks, &results);
     let report = FollowUpReport {
         migration: &context.spec.migration,
@@ -78,6 +83,7 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
         statistics: &statistics,
         usage: usage.as_ref(),
         checks: &results,
+        users: &users,
         not_measured: verdict.not_measured.clone(),
     };
     let report = serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(Reason::Internal, e.to_string()))?;
@@ -87,7 +93,8 @@ pub async fn run(context: &TaskContext<'_>, before: &[CheckResult]) -> Result<St
         sha256: sha256(&report),
         passed: verdict.passed,
         checks: u32::try_from(checks.len()).unwrap_or(u32::MAX),
-        summary: summary(&verdict, checks.len(), &statistics, usage.as_ref()),
+        summary: summary(&verdict, checks.len(), &statistics, usage.as_ref()) + &users.appended(),
+        users,
         taken_at: statistics.taken_at,
     };
     store.put(&evidence.object, report).await?;
@@ -120,6 +127,14 @@ async fn measured(
         return Err(Failure::terminated());
     }
     Ok(results)
+}
+
+/// What uses the tables now. What the server counts has no time: what is new since an earlier reading has happened
+/// meanwhile.
+async fn table_usage(context: &TaskContext<'_>) -> Result<TableUsage, Failure> {
+    let client = context.settings.target()?.connect("follow-up").await?;
+    let tables = control::with_parked(&client, &context.control_spec(), context.changed_tables()).await?;
+    TableUsage::read(&client, &tables, &context.spec.plan.database.application_roles).await
 }
 
 /// Figures of one snapshot.

@@ -8,6 +8,7 @@
 pub mod backup;
 pub mod cleanup;
 pub mod code_backup;
+pub mod drop_parked;
 pub mod export_key_users;
 pub mod findings;
 pub mod follow_up;

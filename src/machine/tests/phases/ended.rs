@@ -206,3 +206,72 @@ fn a_reported_time_far_off_ends_nobody() {
     s.wait(30).measure(Task::Monitor, CheckOutcome::Pass, false).settle();
     assert_eq!((s.status.phase, s.status.step), (Some(Phase::Observing), Some(Step::DayCheck)));
 }
+
+/// With tables that are parked, and dropped an hour after the decision to keep.
+fn parks(s: &mut Scenario) {
+    let park = serde_json::json!({"tables": ["a", "b"], "dropAfter": "1h"});
+    s.spec.migration.park = Some(serde_json::from_value(park).unwrap());
+}
+
+fn step_of(s: &Scenario, step: Step) -> Option<&crate::api::StepStatus> {
+    s.status.steps.iter().find(|step_status| step_status.name == step)
+}
+
+#[test]
+fn parked_tables_are_dropped_a_while_after_the_decision_to_keep() {
+    let mut s = completed();
+    parks(&mut s);
+    s.settle();
+    assert_eq!(step_of(&s, Step::DropParked), None, "not before Cleanup");
+    let before = ready(&s.status);
+    s.succeed(Task::Cleanup).settle();
+    let planned = step_of(&s, Step::DropParked).unwrap();
+    let kept_at = step_of(&s, Step::Decide).unwrap().finished_at.unwrap();
+    assert_eq!(planned.retry_at, Some(kept_at + jiff::SignedDuration::from_hours(1)));
+    assert!(planned.message.as_ref().unwrap().starts_with("a, b are dropped from schema credit_migration_parked at"));
+    assert_eq!(actions(&s.decide()), Vec::<String>::new());
+    assert_eq!(s.decide().wake_at, planned.retry_at);
+
+    s.wait(3_600);
+    assert_eq!(actions(&s.reconcile()), ["start m-drop-1"]);
+    s.fail(Task::DropParked, Reason::ParkedTableInUse).settle();
+    assert_eq!(step_of(&s, Step::DropParked).unwrap().reason.as_deref(), Some("ParkedTableInUse"));
+    s.wait(2).settle();
+    s.succeed(Task::DropParked).settle();
+    assert_eq!(step_of(&s, Step::DropParked).unwrap().state, StepState::Succeeded);
+    assert_eq!((s.status.phase, ready(&s.status)), (Some(Phase::Completed), before));
+    s.wait(86_400);
+    assert_eq!(actions(&s.reconcile()), Vec::<String>::new(), "once");
+}
+
+#[test]
+fn nothing_is_dropped_that_no_one_decided_to_give_up() {
+    for given in [rolled_back as Given, failed, cancelled, validating] {
+        let mut s = given();
+        parks(&mut s);
+        // What is being watched is completed by its deletion.
+        s.observed.deleting = s.status.phase == Some(Phase::Validating);
+        s.settle();
+        s.succeed(Task::Cleanup).settle().wait(86_400).settle();
+        assert_eq!(step_of(&s, Step::DropParked), None, "{:?}", s.status.phase);
+    }
+}
+
+/// The migration does not stay for weeks because of them.
+#[test]
+fn parked_tables_stay_where_the_migration_is_deleted_before() {
+    let mut s = completed();
+    parks(&mut s);
+    s.succeed(Task::Cleanup).settle();
+    s.observed.deleting = true;
+    let d = s.reconcile();
+    assert_eq!(actions(&d), ["remove finalizer"]);
+    assert!(events(&d).contains(&"ParkedTablesLeft"), "{:?}", events(&d));
+    // Those of a migration that was rolled back are where they were.
+    let mut s = rolled_back();
+    parks(&mut s);
+    s.succeed(Task::Cleanup).settle();
+    s.observed.deleting = true;
+    let d = s.reconcile();
+    assert_eq!((actions(&d), events(&d).contains(&"ParkedTablesLeft")), (vec!["remove finalizer".to_owned()], false));
+}

@@ -45,7 +45,7 @@ spec:
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: sql, namespace: shop}
-data: {up.sql: "DROP TABLE a;", down.sql: "CREATE TABLE a ();"}
+data: {up.sql: "CREATE TABLE a ();", down.sql: "DROP TABLE a;"}
 ---
 apiVersion: v1
 kind: ConfigMap
@@ -242,9 +242,9 @@ fn our_whole_examples_cover_the_checklist(#[case] file: &str) {
     "ConfigMap templates data.MaintenanceStarts.Users.body",
     "cannot be parsed"
 )]
-#[case::commit("DROP TABLE a;", "DROP TABLE a; COMMIT;", "", "SqlTransactionControl: up.sql, line 1: COMMIT")]
-#[case::psql("DROP TABLE a;", "\\\\i x", "", "SqlMetaCommand")]
-#[case::outside("CREATE TABLE a ();", "CREATE INDEX CONCURRENTLY i ON a (b)", "", "SqlOutsideTransaction: down.sql")]
+#[case::commit("CREATE TABLE a ();", "CREATE TABLE a (); COMMIT;", "", "SqlTransactionControl: up.sql, line 1: COMMIT")]
+#[case::psql("CREATE TABLE a ();", "\\\\i x", "", "SqlMetaCommand")]
+#[case::outside("DROP TABLE a;", "CREATE INDEX CONCURRENTLY i ON a (b)", "", "SqlOutsideTransaction: down.sql")]
 #[case::no_key("down.sql: \"", "back.sql: \"", "", "ConfigMap sql has no key down.sql")]
 #[case::boolean("VERSION}", "VERSION}, from: off", "spec.application.flag.from", "write it in quotes: \"off\"")]
 #[case::version("v1alpha1\nkind: Cred", "v1\nkind: Cred", "apiVersion", "write creditmigration.io/v1alpha1")]
@@ -327,4 +327,25 @@ fn a_line_names_file_object_and_path() {
         found[0].line(),
         "a.yaml: error: CreditMigration credit-v2: spec.requestedBy: has 0 characters, expected 1 to 253"
     );
+}
+
+#[test]
+fn a_table_that_is_dropped_could_be_parked() {
+    let parked = |tables: &str, sql: &str| {
+        let text = GOOD.replace("up.sql: \"CREATE TABLE a ();\"", &format!("up.sql: \"{sql}\""));
+        let park = format!("  migration:\n    park: {{tables: [{tables}]}}\n");
+        found(&if tables.is_empty() { text } else { text.replace("  migration:\n", &park) })
+    };
+    let drops = "DROP TABLE IF EXISTS Orders, shop.carts CASCADE; DROP VIEW v";
+    for (tables, sql, severity, part) in [
+        ("", drops, Severity::Warning, "write spec.migration.park: {tables: [orders, shop.carts]}"),
+        ("carts", drops, Severity::Error, "drops shop.carts, which spec.migration.park moves away before"),
+        ("user_credits", "SELECT 1", Severity::Error, "user_credits holds credits"),
+    ] {
+        let problems = parked(tables, sql);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].severity, severity);
+        assert!(problems[0].message.contains(part), "{problems:?}");
+    }
+    assert_eq!(parked("orders, shop.carts", "SELECT 1"), vec![]);
 }

@@ -47,6 +47,14 @@ pub(super) fn check(spec: &CreditMigrationSpec, documents: &[Document], now: Tim
             one_query(&format!("spec.migration.invariants[{i}].{field}"), query, found);
         }
     }
+    let transactions = spec.credits.transactions.as_ref().map(|transactions| &transactions.table);
+    let ledger: Vec<&String> = [&spec.credits.balances.table].into_iter().chain(transactions).collect();
+    for (i, table) in spec.migration.park.iter().flat_map(|park| &park.tables).enumerate() {
+        if ledger.contains(&table) {
+            let text = format!("{table} holds credits, which the new version has to have; remove it");
+            found.push(LintProblem::error(&format!("spec.migration.park.tables[{i}]"), text));
+        }
+    }
     if let Some(Err(problem)) = spec.rehearsal.writes.as_deref().map(sql::for_run) {
         let text = format!("line {}: {}", problem.line, problem.message);
         found.push(LintProblem::error("spec.rehearsal.writes", text));

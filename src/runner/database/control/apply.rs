@@ -22,6 +22,7 @@ use super::{
     millis,
     outside::SharedObjects,
     owner::sql_role,
+    park::{park, unpark},
     protected, rights,
     rights::Rights,
     schema::check_owner,
@@ -78,7 +79,7 @@ pub enum Applied {
 /// Runs the up SQL. The transaction also stores the down SQL: see [`super::stored_down_sql`].
 ///
 /// # Errors
-/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TablesNotGone`,
+/// `SqlFailed` with the statement's number, `SqlOutsideDatabase`, `LockTimeout`, `TableNotParked`, `TablesNotGone`,
 /// `BalancesUnexplained`, `VerifyUpFailed` if `verifyUp` answers no row, or a boolean that is not true, `RightsLost`,
 /// `InvariantBroken`, `SchemaDrifted`, `TableMissing`, `ColumnMissing`, `DatabaseInUse`, `SqlChanged`, `DeadlinePassed`
 /// when stopped: nothing was changed. `ConnectionLost`: the ledger shows the result.
@@ -217,7 +218,6 @@ async fn transaction(
     .await?;
 
     let before = StateBefore::read(&tx, spec).await?;
-    let namesakes = namesakes(&tx, spec).await?;
     lock(&tx, &before.tables).await?;
     if direction == Direction::Forward {
         // After the lock, which keeps the protected tables as they are.
@@ -239,6 +239,12 @@ async fn transaction(
         Run::Down => NotRun::LeftOut,
     };
     let recorded = invariants::record(&tx, spec, direction, not_run).await?;
+    match direction {
+        Direction::Forward => park(&tx, spec).await?,
+        Direction::Rollback => unpark(&tx, spec, &settings).await?,
+    }
+    // What is parked is out of the way: a name of `tablesGone` does not mean it any more.
+    let namesakes = namesakes(&tx, spec).await?;
 
     if spec.credits.renames_balance_columns() {
         create_track_any_change_function(&tx).await?;

@@ -46,6 +46,18 @@ CREATE TABLE IF NOT EXISTS credit_migration.unexplained_balances (
 -- The schema that the baseline was taken of: SHA-256 of each object.
 CREATE TABLE IF NOT EXISTS credit_migration.schema_objects (
     migration_uid text, object text, sha256 text NOT NULL, PRIMARY KEY (migration_uid, object));
+-- Tables that are moved out of the way: where they were, and where they are. Cleanup leaves them: the decision to keep
+-- has yet to be a while ago.
+CREATE TABLE IF NOT EXISTS credit_migration.parked_tables (
+    migration_uid text, place bigint NOT NULL, schema text, name text, parked_in text NOT NULL,
+    schema_is_new boolean NOT NULL, parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration_uid, schema, name));
+-- What was granted on them and their sequences, in the order of the lists of grants. grantor NULL: the owner.
+-- grantee NULL: PUBLIC.
+CREATE TABLE IF NOT EXISTS credit_migration.parked_grants (
+    migration_uid text, place bigint, kind text NOT NULL, schema text NOT NULL, name text NOT NULL, column_name text,
+    grantor text, grantee text, privilege text NOT NULL, grantable boolean NOT NULL,
+    PRIMARY KEY (migration_uid, place));
 -- texts: of each statement its number, how it starts, and how long it took. started_at, xid: of the transaction that
 -- ran the SQL and inserts this row; xid is the xmin of the rows that it wrote. snapshot: after that transaction.
 -- down_sql: as it was approved. All columns are made here: to add one later would wait for each dump of the database.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::NotOwned;
 use crate::{
-    api::{CreditMigrationSpec, Credits, Invariant, LostRight, Obstacle, sha256},
+    api::{CreditMigrationSpec, Credits, Invariant, LostRight, Obstacle, Park, sha256},
     runner::Failure,
     shared::sql,
 };
@@ -22,6 +22,10 @@ pub struct ControlSpec {
     pub protected: Vec<String>,
     /// Further ones that may be there only after the up SQL.
     pub protected_after: Vec<String>,
+    /// Tables of `credits`, as the spec writes them.
+    pub ledger: Vec<String>,
+    /// Tables that are moved out of the way.
+    pub park: Option<Park>,
     /// Tables that must not exist after the up SQL.
     pub tables_gone: Vec<String>,
     /// Roles of the application.
@@ -54,9 +58,11 @@ impl ControlSpec {
     /// Takes the fields that it needs from a run's `migrationUID`, `migration` and `plan`.
     pub fn new(uid: &str, name: &str, plan: &CreditMigrationSpec) -> Self {
         let migration = &plan.migration;
-        let mut protected = vec![plan.credits.balances.table.clone()];
-        protected.extend(plan.credits.transactions.iter().map(|transactions| transactions.table.clone()));
-        for table in migration.tables_gone.iter().chain(&migration.protected_tables) {
+        let mut ledger = vec![plan.credits.balances.table.clone()];
+        ledger.extend(plan.credits.transactions.iter().map(|transactions| transactions.table.clone()));
+        let mut protected = ledger.clone();
+        let parked = migration.park.iter().flat_map(|park| &park.tables);
+        for table in migration.tables_gone.iter().chain(parked).chain(&migration.protected_tables) {
             if !protected.contains(table) {
                 protected.push(table.clone());
             }
@@ -71,6 +77,8 @@ impl ControlSpec {
             credits: plan.credits.clone(),
             protected,
             protected_after,
+            ledger,
+            park: migration.park.clone(),
             tables_gone: migration.tables_gone.clone(),
             application_roles: plan.database.application_roles.clone(),
             lock_timeout: migration.lock_timeout.into(),

@@ -107,6 +107,15 @@ async fn relations(client: &impl GenericClient, names: &[String]) -> Result<Vec<
     Ok(rows.iter().map(read).collect())
 }
 
+/// Those of the spec's names that exist, all of them tables.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) async fn resolve_all(client: &impl GenericClient, names: &[String]) -> Result<Vec<Table>, Failure> {
+    let table = |found: Relation| if found.is_table { Ok(found.table) } else { Err(not_a_table(&found.name)) };
+    relations(client, names).await?.into_iter().map(table).collect()
+}
+
 fn not_a_table(name: &str) -> Failure {
     let message = format!("{name} is not a table; next: name the table behind it in the spec");
     Failure::new(Reason::TableMissing, message)

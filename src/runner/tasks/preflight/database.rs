@@ -10,9 +10,10 @@ use crate::{
         context::TaskContext,
         database::{
             connection::Target,
-            control::{described_role, exists, ident, literal, oids, quoted},
+            control::{described_role, exists, ident, literal, oids, quoted, tables_to_park},
             left_out::{self, Facts},
             scratch,
+            table_users::TableUsage,
             version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
         },
         tasks::findings::Findings,
@@ -47,10 +48,20 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
             findings.add(format!("table {table}"), owned_table(target, client, &table).await);
         }
     }
+    if let Some(park) = &context.spec.plan.migration.park {
+        let parked = tables_to_park(client, &context.control_spec()).await.map(|tables| {
+            let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+            format!("{} can be moved to schema {}", names.join(", "), park.schema)
+        });
+        findings.add("parked tables", parked);
+    }
     findings.add("subscriptions", subscriptions(client, &context.control_spec().protected).await);
     let allowed = context.spec.plan.database.all_tables_publications == AllTablesPublications::Allowed;
     findings.add("publications", publications(client, &context.control_spec().protected, allowed).await);
     findings.add("logical slots", logical_slots(client).await);
+    let known = &context.spec.plan.database.application_roles;
+    let users = TableUsage::read(client, &context.changed_tables(), known).await;
+    findings.add_table_users(users.map(TableUsage::evidence));
     findings.add("rights to dump", dumpable(target, client).await);
     copy(context, target, client, findings).await;
     for (what, result) in columns(context, client).await {
