@@ -73,7 +73,8 @@ pub fn unreadable(object: &str, failure: &Failure) -> Failure {
     )
 }
 
-/// The table of contents as `pg_restore --list` prints it. Only the start of the object is read for it.
+/// The table of contents as `pg_restore --list` prints it. Only the start of the object is read for it. Names of a
+/// database that is not in UTF-8 may come out damaged; numbers do not.
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.
@@ -81,7 +82,7 @@ pub async fn list(tools: &Tools, store: &StoreClient, object: &str) -> Result<St
     let mut running = tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();
-    let mut list = String::new();
+    let mut list = Vec::new();
     let send = async {
         while let (Some(pipe), Some(chunk)) = (&mut stdin, chunks.next().await) {
             // It closes its end when it has read the table of contents.
@@ -95,11 +96,11 @@ pub async fn list(tools: &Tools, store: &StoreClient, object: &str) -> Result<St
     let receive = async {
         running
             .stdout
-            .read_to_string(&mut list)
+            .read_to_end(&mut list)
             .await
             .map_err(|e| Failure::new(Reason::BackupUnreadable, format!("pg_restore --list: {e}")))
     };
     tokio::try_join!(send, receive)?;
     running.end().await.map_err(|failure| unreadable(object, &failure))?;
-    Ok(list)
+    Ok(String::from_utf8_lossy(&list).into_owned())
 }
