@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::named::named;
+use super::{named::named, sha256};
 
 /// One object of the database that its copy lacks, or has in another way.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +60,10 @@ pub struct LeftOutObjects {
     /// How many further objects it goes without.
     #[serde(skip_serializing_if = "is_zero")]
     pub more_left_out: u32,
+    /// `sha256:` and 64 hex digits over all of them, if there are more than are named: people approve them, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub left_out_sha256: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -77,8 +81,9 @@ impl LeftOutObjects {
     pub fn new(mut all: Vec<LeftOut>) -> Self {
         all.sort();
         let more = all.len().saturating_sub(Self::MAX_NAMED);
+        let left_out_sha256 = (more > 0).then(|| sha256(serde_json::json!(all).to_string().as_bytes()));
         all.truncate(Self::MAX_NAMED);
-        Self { left_out: all, more_left_out: u32::try_from(more).unwrap_or(u32::MAX) }
+        Self { left_out: all, more_left_out: u32::try_from(more).unwrap_or(u32::MAX), left_out_sha256 }
     }
 
     /// Whether the copy is complete.
@@ -132,6 +137,16 @@ mod tests {
         let summary = objects.summary().unwrap();
         assert!(summary.starts_with("the copy goes without 60 objects: event trigger e00 (Superuser), "), "{summary}");
         assert!(summary.ends_with("event trigger e04 (Superuser) and 55 more"), "{summary}");
+    }
+
+    #[test]
+    fn what_is_not_named_is_part_of_the_digest() {
+        let of = |last: &str| {
+            let named = (0..50).map(|n| object(LeftOutKind::Superuser, &format!("event trigger e{n:02}")));
+            LeftOutObjects::new(named.chain([object(LeftOutKind::Superuser, last)]).collect())
+        };
+        assert_ne!(of("event trigger f"), of("event trigger g"));
+        assert_eq!(LeftOutObjects::new(vec![object(LeftOutKind::Superuser, "f")]).left_out_sha256, None);
     }
 
     #[test]

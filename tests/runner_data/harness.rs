@@ -243,6 +243,13 @@ impl World {
         root.query_one(&query.replace("{n}", &self.number.to_string()), &[]).await.unwrap().get(0)
     }
 
+    /// Installs an extension on the server that an ordinary role may create.
+    pub fn add_extension(name: &str, script: &str) {
+        let folder = servers().dir.join("programs/share/postgresql/extension");
+        std::fs::write(folder.join(format!("{name}.control")), "default_version = '1'\nsuperuser = false\n").unwrap();
+        std::fs::write(folder.join(format!("{name}--1.sql")), script).unwrap();
+    }
+
     pub async fn has_scratch(&self) -> bool {
         self.count("SELECT count(*) FROM pg_database WHERE datname = 'scratch_{n}'").await > 0
     }

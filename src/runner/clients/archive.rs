@@ -130,7 +130,8 @@ pub async fn fetch(store: &StoreClient, object: &str, expected: &str, file: &Pat
     check_digest(object, &Streamed { bytes, sha256: digest_text(hash), ended: Ok(()) }, expected)
 }
 
-/// The table of contents as `pg_restore --list` prints it. Only the start of the object is read for it.
+/// The table of contents as `pg_restore --list` prints it. Only the start of the object is read for it. Names of a
+/// database that is not in UTF-8 may come out damaged; numbers do not.
 ///
 /// # Errors
 /// `BackupUnreadable` if it is no archive; those of the store.
@@ -138,7 +139,7 @@ pub async fn list(tools: &Tools, store: &StoreClient, object: &str) -> Result<St
     let mut running = tools.start("pg_restore", &["--list".to_owned()], &[])?;
     let mut chunks = store.get(object).await?;
     let mut stdin = running.stdin.take();
-    let mut list = String::new();
+    let mut list = Vec::new();
     let send = async {
         while let (Some(pipe), Some(chunk)) = (&mut stdin, chunks.next().await) {
             // It closes its end when it has read the table of contents.
@@ -152,13 +153,13 @@ pub async fn list(tools: &Tools, store: &StoreClient, object: &str) -> Result<St
     let receive = async {
         running
             .stdout
-            .read_to_string(&mut list)
+            .read_to_end(&mut list)
             .await
             .map_err(|e| Failure::new(Reason::BackupUnreadable, format!("pg_restore --list: {e}")))
     };
     tokio::try_join!(send, receive)?;
     running.end().await.map_err(|failure| unreadable(object, &failure))?;
-    Ok(list)
+    Ok(String::from_utf8_lossy(&list).into_owned())
 }
 
 /// The same; empty if the object is no archive: who reads all of it afterwards finds out whether it was altered.
@@ -178,9 +179,9 @@ pub async fn list_or_none(tools: &Tools, store: &StoreClient, object: &str) -> R
 /// `BackupUnreadable` if it is no archive.
 pub async fn list_file(tools: &Tools, file: &str) -> Result<String, Failure> {
     let mut running = tools.start("pg_restore", &["--list".to_owned(), file.to_owned()], &[])?;
-    let mut list = String::new();
-    let read = running.stdout.read_to_string(&mut list).await;
+    let mut list = Vec::new();
+    let read = running.stdout.read_to_end(&mut list).await;
     read.map_err(|e| Failure::new(Reason::BackupUnreadable, format!("pg_restore --list: {e}")))?;
     running.end().await.map_err(|failure| unreadable(file, &failure))?;
-    Ok(list)
+    Ok(String::from_utf8_lossy(&list).into_owned())
 }

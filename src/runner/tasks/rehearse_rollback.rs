@@ -199,15 +199,15 @@ async fn copy_live(
     // Of the same snapshot and options: the entries have the same numbers. pg_restore closes its end when it has read
     // the table of contents, which comes before the rows, and ends the first dump by that.
     let mut contents = context.tools.start("pg_restore", &["--list".to_owned()], &[])?;
-    let mut list = String::new();
+    let mut list = Vec::new();
     let listed = contents.stdin.take();
-    let (piped, read) = tokio::join!(pipe(dump()?, listed, &rate, None), contents.stdout.read_to_string(&mut list));
+    let (piped, read) = tokio::join!(pipe(dump()?, listed, &rate, None), contents.stdout.read_to_end(&mut list));
     piped?;
     read.map_err(|e| Failure::new(Reason::DumpFailed, format!("pg_restore --list: {e}")))?;
     contents.end().await?;
 
     let restorer = Restorer::new(context, admin, copy).await?;
-    let mut running = restorer.start(&list, &[])?;
+    let mut running = restorer.start(&String::from_utf8_lossy(&list), &[])?;
     let meter = context.progress.meter(Work::Copy, WorkUnit::Bytes);
     let piped = pipe(dump()?, running.stdin.take(), &rate, Some(&meter)).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.

@@ -46,7 +46,7 @@ impl Entries {
         for object in facts.objects() {
             match object.fate {
                 Fate::LeftOut(LeftOutKind::Owner | LeftOutKind::SecurityLabel) | Fate::Given => {}
-                Fate::LeftOut(LeftOutKind::Grant) => entries.add_attached(object, &["ACL"]),
+                Fate::LeftOut(LeftOutKind::Grant) | Fate::Granted => entries.add_attached(object, &["ACL"]),
                 Fate::LeftOut(
                     LeftOutKind::Extension
                     | LeftOutKind::Superuser
@@ -142,6 +142,7 @@ mod tests {
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             owner: (!owner.is_empty()).then(|| owner.to_owned()),
             needs: None,
+            grants: vec![],
             foreign: None,
         }
     }

@@ -107,8 +107,14 @@ WITH RECURSIVE me AS (
           <> (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(coalesce(i.initprivs, k.usual)) AS a)
 ), found (kind, class, oid, number, rootclass, root, grantor) AS (
     SELECT kind, class, oid, 0, rootclass, root, NULL::oid FROM absent
-    UNION ALL SELECT DISTINCT ON (class, oid, number) 'Grant', class, oid, number, NULL, NULL, grantor FROM granted
-    -- From version 15 on the database's owner has the schema public, and may give it away.
+    -- The copy's owner may grant what others have granted on the original.
+    UNION ALL SELECT DISTINCT ON (g.class, g.oid, number)
+           CASE WHEN g.class IN ('pg_class'::regclass, 'pg_namespace'::regclass)
+                     AND NOT given_with AND NOT (is_public AND MAJOR < 15) THEN 'Granted' ELSE 'Grant' END,
+           g.class, g.oid, number, NULL, NULL, grantor
+    FROM granted AS g JOIN kept AS k ON k.class = g.class AND k.oid = g.oid
+    -- From version 15 on the database's owner has the schema public, and may give it away. A member that may act as
+    -- the owner without inheriting from it gives, too: the copy then refuses what the original does.
     UNION ALL SELECT CASE WHEN pg_has_role(owner, 'RIGHT') AND NOT (is_public AND MAJOR < 15)
                           AND (schema IS NULL OR has_schema_privilege(owner, schema, 'CREATE'))
                      THEN 'Given' ELSE 'Owner' END, class, oid, 0, NULL, NULL, NULL
@@ -125,10 +131,10 @@ WITH RECURSIVE me AS (
     WHERE e.oid >= 16384 AND a.oid IS NULL AND NOT pg_has_role(extowner, 'USAGE')
 )
 SELECT f.kind, f.class, f.oid,
-       f.kind NOT IN ('Member', 'Given') AND NOT (f.kind = 'Owner' AND f.class = 'pg_extension'::regclass) AND (f.kind <> 'Dependent' OR NOT EXISTS (
+       f.kind NOT IN ('Member', 'Given', 'Granted') AND NOT (f.kind = 'Owner' AND f.class = 'pg_extension'::regclass) AND (f.kind <> 'Dependent' OR NOT EXISTS (
            SELECT FROM pg_depend AS d JOIN absent AS a ON a.class = d.refclassid AND a.oid = d.refobjid
            WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype IN ('a', 'i'))) AS shown,
-       f.kind IN ('Dependent', 'Grant') AND (
+       f.kind = 'Dependent' AND (
            f.class = 'pg_class'::regclass AND f.oid IN (SELECT oid FROM protected) OR EXISTS (
            SELECT FROM pg_depend AS d JOIN protected AS p ON p.oid = d.refobjid
            WHERE d.classid = f.class AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
@@ -143,7 +149,7 @@ SELECT f.kind, f.class, f.oid,
            CASE WHEN f.class IN ('pg_class'::regclass, 'pg_foreign_server'::regclass) AND f.number = 0
                 THEN r.relname::text END], NULL),
        pg_get_userbyid(coalesce(o.owner, e.extowner, r.relowner))::text,
-       coalesce('role ' || pg_get_userbyid(f.grantor),
+       coalesce(CASE WHEN f.kind = 'Grant' THEN 'role ' || pg_get_userbyid(f.grantor) END,
                 CASE WHEN f.kind = 'Dependent' THEN j.type || ' ' || j.identity END),
        -- Of what belongs to a role whose rights the migration role lacks: its address, what may be done with it, and
        -- whether its owner's rights can be given at all.
@@ -153,7 +159,18 @@ SELECT f.kind, f.class, f.oid,
        coalesce(pg_has_role(n.nspowner, 'USAGE'), false),
        f.class = 'pg_class'::regclass AND has_table_privilege(f.oid, 'TRIGGER'),
        f.class = 'pg_class'::regclass AND has_any_column_privilege(f.oid, 'REFERENCES'),
-       coalesce((SELECT rolsuper FROM pg_roles AS s WHERE s.oid = coalesce(o.owner, e.extowner)), false)
+       coalesce((SELECT rolsuper FROM pg_roles AS s WHERE s.oid = coalesce(o.owner, e.extowner)), false),
+       CASE WHEN f.kind = 'Granted' THEN ARRAY (
+           SELECT format('GRANT %s%s ON %s TO %s%s', a.privilege_type,
+                         (SELECT format(' (%I)', attname) FROM pg_attribute
+                          WHERE f.class = 'pg_class'::regclass AND attrelid = f.oid AND attnum = nullif(f.number, 0)),
+                         CASE WHEN f.class = 'pg_namespace'::regclass THEN 'SCHEMA ' || i.identity
+                              ELSE CASE (SELECT relkind FROM pg_class WHERE oid = f.oid) WHEN 'S' THEN 'SEQUENCE '
+                                   ELSE 'TABLE ' END || f.oid::regclass END,
+                         CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+                         CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+           FROM aclexplode(CASE f.number WHEN 0 THEN o.acl ELSE (
+               SELECT attacl FROM pg_attribute WHERE attrelid = f.oid AND attnum = f.number) END) AS a) END
 FROM found AS f
 LEFT JOIN owned AS o ON o.class = f.class AND o.oid = f.oid
 LEFT JOIN pg_extension AS e ON f.kind = 'Owner' AND f.class = 'pg_extension'::regclass AND e.oid = f.oid
@@ -171,6 +188,6 @@ pg_identify_object(f.class, f.oid, f.number) AS i,
 LATERAL (SELECT (pg_identify_object(coalesce(f.rootclass, f.class), coalesce(f.root, f.oid), 0)).*) AS j
 UNION ALL
 SELECT 'SecurityLabel', 0, 0, true, false, objtype, objname, '-', '{}', NULL, 'provider ' || provider,
-       false, NULL, NULL, false, false, false, false
+       false, NULL, NULL, false, false, false, false, NULL
 FROM pg_seclabels WHERE objtype NOT IN ('role', 'database', 'tablespace')
 ORDER BY 1, 6, 7

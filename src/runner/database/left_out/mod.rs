@@ -40,6 +40,9 @@ const UNDEFINED: [SqlState; 4] = [
     SqlState::INVALID_SCHEMA_NAME,
 ];
 
+/// Codes of an extension that is refused.
+const REFUSED: [SqlState; 2] = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::RAISE_EXCEPTION];
+
 /// What becomes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -49,6 +52,8 @@ pub enum Fate {
     Member,
     /// It is restored, and then given to its owner.
     Given,
+    /// It is restored without its grants, which other roles have made; its owner in the copy makes them.
+    Granted,
 }
 
 /// An object that is not simply restored.
@@ -76,6 +81,8 @@ pub struct Object {
     pub owner: Option<String>,
     /// The object without which it cannot be restored, or the role that granted.
     pub needs: Option<String>,
+    /// Statements that make its grants.
+    pub grants: Vec<String>,
     /// What is to be known if it belongs to a role whose rights the migration role lacks.
     pub foreign: Option<Foreign>,
 }
@@ -143,34 +150,30 @@ impl Facts {
         let Some(object) = self.0.iter().find(|object| object.needed && object.shown) else { return Ok(()) };
         let (kind, identity) = (&object.kind, &object.identity);
         let needs = object.needs.as_deref().unwrap_or_default();
-        let text = match object.fate {
-            Fate::LeftOut(LeftOutKind::Grant) => format!(
-                "{needs} has granted rights on {kind} {identity}, and role {role} may not grant as it; the rehearsal \
-                    needs the table's rights; next: let the owner grant them, and REVOKE GRANT OPTION FOR ALL \
-                    PRIVILEGES from {needs} with CASCADE"
-            ),
-            _ => format!(
-                "the migration needs {kind} {identity}, which needs {needs}, and role {role} may not create that; \
-                    next: mark an extension as trusted (trusted = true in its control file on the server), or take \
-                    {needs} out of the table"
-            ),
-        };
+        let text = format!(
+            "the migration needs {kind} {identity}, which needs {needs}, and role {role} may not create that; next: \
+                mark an extension as trusted (trusted = true in its control file on the server), or take {needs} out \
+                of the table"
+        );
         Err(Failure::new(Reason::PrivilegeMissing, text))
     }
 
-    /// Gives what was restored to its owners. Returns what the server refused: it stays with the migration role.
+    /// Makes the grants of other roles, and gives what was restored to its owners. Returns what the server refused: it
+    /// stays with the migration role.
     ///
     /// # Errors
     /// A lost connection.
     pub async fn give(&self, copy: &Client) -> Result<Vec<LeftOut>, Failure> {
         let mut kept = Vec::new();
-        let given = || self.0.iter().filter(|object| object.fate == Fate::Given);
+        let of = |fate: Fate| self.0.iter().filter(move |object| object.fate == fate);
         // An owner of a table may need the right to create in its schema, and has it as that schema's owner.
-        let (schemas, others): (Vec<_>, Vec<_>) = given().partition(|object| object.kind == "schema");
-        for object in schemas.into_iter().chain(others) {
-            let Some(statement) = object.owner.as_ref().and_then(|owner| object.owner_statement(&ident(owner))) else {
-                continue;
-            };
+        let (schemas, others): (Vec<_>, Vec<_>) = of(Fate::Given).partition(|object| object.kind == "schema");
+        let owned = schemas.into_iter().chain(others).map(|object| {
+            let statement = object.owner.as_ref().and_then(|owner| object.owner_statement(&ident(owner)));
+            (object, LeftOutKind::Owner, statement.unwrap_or_default())
+        });
+        let granted = of(Fate::Granted).map(|object| (object, LeftOutKind::Grant, object.grants.join("; ")));
+        for (object, kind, statement) in granted.chain(owned) {
             if let Err(error) = copy.batch_execute(&statement).await {
                 // It is newer than the dump.
                 if error.code().is_some_and(|code| UNDEFINED.contains(code)) {
@@ -180,8 +183,8 @@ impl Facts {
                 if error.is_connection_lost() {
                     return Err(error);
                 }
-                tracing::warn!(object = object.identity, %error, "the object stays with the migration role");
-                kept.push(object.described(LeftOutKind::Owner));
+                tracing::warn!(object = object.identity, %kind, %error, "the copy has not all of the object");
+                kept.push(object.described(kind));
             }
         }
         Ok(kept)
@@ -226,7 +229,7 @@ impl Object {
     fn left_out(&self) -> Option<LeftOut> {
         match self.fate {
             Fate::LeftOut(kind) => Some(self.described(kind)),
-            Fate::Member | Fate::Given => None,
+            Fate::Member | Fate::Given | Fate::Granted => None,
         }
     }
 
@@ -257,6 +260,7 @@ fn object(row: &Row) -> Option<Object> {
     let fate = match row.get::<_, &str>(0) {
         "Member" => Fate::Member,
         "Given" => Fate::Given,
+        "Granted" => Fate::Granted,
         name => Fate::LeftOut(*LeftOutKind::ALL.iter().find(|kind| kind.as_str() == name)?),
     };
     Some(Object {
@@ -271,6 +275,7 @@ fn object(row: &Row) -> Option<Object> {
         tags: row.get(8),
         owner: row.get(9),
         needs: row.get(10),
+        grants: row.get::<_, Option<Vec<String>>>(18).unwrap_or_default(),
         foreign: row.get::<_, bool>(11).then(|| Foreign {
             names: row.get(12),
             args: row.get(13),
@@ -295,7 +300,8 @@ pub async fn untrusted_extensions(client: &Client) -> Result<Vec<String>, Failur
     Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// Extensions of `original` that the role may not create in `copy`, by an attempt.
+/// Extensions of `original` that cannot be created in `copy`, by an attempt: the role may not, or the extension's own
+/// script says so, as that of one that only one database of the server may have.
 ///
 /// # Errors
 /// Those of a database error.
@@ -307,7 +313,7 @@ pub async fn refused_extensions(original: &Client, copy: &Client) -> Result<Vec<
         let created = copy.batch_execute(&create).await;
         copy.batch_execute("ROLLBACK").await?;
         match created {
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => refused.push(name),
+            Err(error) if error.code().is_some_and(|code| REFUSED.contains(code)) => refused.push(name),
             // Whatever else is wrong pg_restore will say.
             _ => {}
         }
