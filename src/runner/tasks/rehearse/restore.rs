@@ -1,4 +1,4 @@
-//! `pg_restore` into a copy, with owners and grants: the roles are the same server's. What the role may not restore is
+//! `pg_restore` into a copy, with owners and grants: the server of the copy has the roles. What the role may not restore is
 //! left out. A server that does not know each setting of `pg_restore` gets its script by `psql`.
 
 use std::path::Path;
@@ -80,7 +80,7 @@ impl Restore {
             let list = folder.write("list", &contents::without(list, &facts))?;
             arguments.push(format!("--use-list={list}"));
         }
-        let env = copy.libpq_env(context.settings.database_ca_file().as_deref());
+        let env = copy.libpq_env(context.settings.copy_ca_file().as_deref());
         let tools = &context.tools;
         let running = if server.knows_settings_of_restore() {
             arguments.extend([database, "--exit-on-error".to_owned(), "--no-password".to_owned()]);
