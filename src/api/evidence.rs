@@ -294,6 +294,9 @@ pub struct RehearsalEvidence {
     /// Invariants that held over the up SQL, each with the rows that were compared. One over no row says nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invariants: Vec<InvariantEvidence>,
+    /// The server of the copy, if that is not the original's: version and address. Times are that server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// The statements of both SQL texts as they were measured, the longest first; at most 30.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 30))]
@@ -327,12 +330,13 @@ impl RehearsalEvidence {
 
     /// It has passed, but people should know more than that: a check that fails on the copy may start a rollback on the
     /// new version, what the copy went without was not rehearsed, the application loses rights, an invariant has
-    /// compared no row, or reads wait for long.
+    /// compared no row, reads wait for long, or the times are those of another server.
     pub fn has_reservations(&self) -> bool {
         !self.checks_not_passing.is_empty()
             || !self.left_out.is_empty()
             || !self.rights_lost.is_empty()
             || self.invariants.iter().any(|invariant| invariant.rows == 0)
+            || self.server.is_some()
             || StatementEvidence::long_locks(&self.statements).is_some()
     }
 
@@ -340,12 +344,15 @@ impl RehearsalEvidence {
     /// end of another line.
     pub fn appended(&self) -> String {
         let long_locks = StatementEvidence::long_locks(&self.statements);
+        let server = self.server.as_ref();
+        let server = server.map(|server| format!("the copy was on another server, {server}: the times are that one's"));
         let parts = [
             self.comparison_summary(),
             self.left_out.summary(),
             self.invariants_summary(),
             self.rights_summary(),
             long_locks,
+            server,
         ];
         parts.into_iter().flatten().map(|part| format!("; {part}")).collect()
     }

@@ -99,6 +99,7 @@ pub(crate) fn rehearsal(migrate_seconds: f64) -> RehearsalEvidence {
         left_out: LeftOutObjects::default(),
         rights_lost: vec![],
         invariants: vec![],
+        server: None,
         statements: vec![],
         up_compares_all: false,
         down_compares_all: false,

@@ -13,6 +13,10 @@ pub const CLIENT_CERTIFICATE_KEYS: [[&str; 2]; 2] = [["tls.crt", "tls.key"], ["s
 pub const DATABASE_URL: &str = "database/url";
 /// PEM certificates of the authorities to trust for the database, below [`ROOT`].
 pub const DATABASE_CA: &str = "database-ca/ca.crt";
+/// Folder with the Secret of the connection to the server of the copy, below [`ROOT`].
+pub const COPY: &str = "copy";
+/// PEM certificates of the authorities to trust for that server, below [`ROOT`].
+pub const COPY_CA: &str = "copy-ca/ca.crt";
 /// Access key of the store, below [`ROOT`].
 pub const STORE_ACCESS_KEY_ID: &str = "store/accessKeyId";
 /// Secret key of the store, below [`ROOT`].

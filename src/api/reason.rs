@@ -89,6 +89,10 @@ reasons! {
     AllTablesPublished: May,
     /// Another migration owns the database.
     DatabaseInUse: May,
+    /// The copy for the rehearsals would be a risk to the server of the original.
+    CopyTooRisky: May,
+    /// The server of the rehearsals' copy lacks an extension.
+    ExtensionMissing: May,
     /// The scratch database of the rehearsal exists already and is not the operator's.
     ScratchDatabaseExists: May,
     /// The SQL differs from what the controller read.

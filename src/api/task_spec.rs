@@ -48,6 +48,8 @@ pub enum TaskSecrets {
     /// Of the channels, with the templates of notices. A window sends its own notice when it is stuck without a
     /// controller.
     Channels,
+    /// Of the connection to the server of the copy.
+    Copy,
     /// Of the checks that these tasks measure.
     ChecksOf(&'static [Task]),
 }
@@ -77,26 +79,26 @@ impl Task {
     pub const fn spec(self) -> TaskSpec {
         use OnSigterm::{CutOff, Ends, Handled};
         use Placement::{Movable, Pinned};
-        use TaskSecrets::{Channels, ChecksOf, Code};
+        use TaskSecrets::{Channels, ChecksOf, Code, Copy};
         match self {
             // It checks whether all that the others mount is there.
             Task::Preflight      => row("preflight", Movable, SHORT,  CutOff,  &[
-                Code, Channels, ChecksOf(&[Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview]),
+                Code, Channels, Copy, ChecksOf(&[Task::Validate, Task::Monitor, Task::DayCheck, Task::WeekReview]),
             ]),
             Task::CodeBackup     => row("code",      Movable, SHORT,  Handled, &[Code]),
             Task::Backup         => row("backup",    Movable, UPLOAD, Handled, &[]),
             Task::VerifyBackup   => row("verify",    Movable, SHORT,  Handled, &[]),
             Task::ExportKeyUsers => row("keyusers",  Movable, UPLOAD, Handled, &[]),
-            Task::Rehearse       => row("rehearse",  Movable, SHORT,  Handled, &[]),
+            Task::Rehearse       => row("rehearse",  Movable, SHORT,  Handled, &[Copy]),
             Task::Window         => row("window",    Pinned,  WINDOW, Handled, &[Channels]),
             Task::Validate       => row("validate",  Pinned,  SHORT,  Ends,    &[ChecksOf(&[Task::Validate])]),
             Task::Monitor        => row("monitor",   Pinned,  SHORT,  Ends,    &[ChecksOf(&[Task::Monitor])]),
             Task::DayCheck       => row("day",       Movable, SHORT,  Handled, &[ChecksOf(&[Task::DayCheck])]),
             Task::WeekReview     => row("week",      Movable, SHORT,  Handled, &[ChecksOf(&[Task::WeekReview])]),
             Task::RollbackWindow => row("rollback",  Pinned,  WINDOW, Handled, &[Channels]),
-            Task::RehearseRollback => row("dryrun", Movable, SHORT, Handled, &[]),
+            Task::RehearseRollback => row("dryrun", Movable, SHORT, Handled, &[Copy]),
             Task::Notify         => row("notify",    Movable, SHORT,  CutOff,  &[Channels]),
-            Task::Cleanup        => row("cleanup",   Movable, SHORT,  CutOff,  &[]),
+            Task::Cleanup        => row("cleanup",   Movable, SHORT,  CutOff,  &[Copy]),
             Task::DropParked     => row("drop",      Movable, SHORT,  CutOff,  &[]),
         }
     }

@@ -75,6 +75,8 @@ fn ends_a_rollback(reason: Reason) -> bool {
         | Reason::ClockSkew
         | Reason::AllTablesPublished
         | Reason::ScratchDatabaseExists
+        | Reason::CopyTooRisky
+        | Reason::ExtensionMissing
         | Reason::TablesNotGone
         | Reason::ParkedTableInUse
         | Reason::RightsLost

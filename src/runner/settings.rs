@@ -15,7 +15,7 @@ use super::{
     database::{connection::Target, connection_secret::ConnectionSecret},
 };
 use crate::{
-    api::{ConnectionSecretRef, Database, KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256},
+    api::{Connection, ConnectionSecretRef, Database, KeyRef, MigrationRunSpec, Reason, SqlSource, mounts, sha256},
     shared::quoted::Quoted,
 };
 
@@ -59,19 +59,7 @@ impl<'a> Settings<'a> {
     pub fn target(&self) -> Result<Target, Failure> {
         let Database { name: database, connection, .. } = &self.spec.plan.database;
         let ConnectionSecretRef { name, key } = &connection.secret_ref;
-        let authorities = match &connection.ca_secret_ref {
-            Some(reference) => Some(self.secret_file(mounts::DATABASE_CA, reference)?),
-            None => None,
-        };
-        if let Some(key) = key {
-            self.secret(
-                mounts::DATABASE_URL,
-                &KeyRef { name: name.clone(), key: key.clone() },
-                "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
-            )?;
-        }
-        let secret = ConnectionSecret::new(&self.root, self.namespace, connection);
-        let (target, found) = secret.target(database, authorities)?;
+        let (target, found) = self.connect_by(connection, mounts::DATABASE, mounts::DATABASE_CA, database)?;
         if target.database() != database {
             return Err(Failure::new(
                 Reason::WrongDatabase,
@@ -86,6 +74,50 @@ impl<'a> Settings<'a> {
             ));
         }
         Ok(target)
+    }
+
+    /// Where the rehearsals make their copy, if that is another server.
+    ///
+    /// # Errors
+    /// As [`Settings::target`], for any database.
+    pub fn copy_target(&self) -> Result<Option<Target>, Failure> {
+        let Some(connection) = &self.spec.plan.rehearsal.connection else { return Ok(None) };
+        let read = self.connect_by(connection, mounts::COPY, mounts::COPY_CA, "postgres");
+        let (target, _) = read.map_err(|Failure { reason, message }| {
+            Failure::new(reason, message.replace("spec.database.connection", "spec.rehearsal.connection"))
+        })?;
+        Ok(Some(target))
+    }
+
+    /// By a Secret whose keys are files of a folder; `database` is meant where it names none.
+    fn connect_by(
+        &self,
+        connection: &Connection,
+        folder: &str,
+        ca_file: &str,
+        database: &str,
+    ) -> Result<(Target, &'static str), Failure> {
+        let ConnectionSecretRef { name, key } = &connection.secret_ref;
+        let authorities = match &connection.ca_secret_ref {
+            Some(reference) => Some(self.secret_file(ca_file, reference)?),
+            None => None,
+        };
+        if let Some(key) = key {
+            self.secret(
+                &format!("{folder}/url"),
+                &KeyRef { name: name.clone(), key: key.clone() },
+                "postgresql://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
+            )?;
+        }
+        ConnectionSecret::new(self.root.join(folder), self.namespace, connection).target(database, authorities)
+    }
+
+    /// The file with the authorities to trust for the server of the copy, for programs that read it themselves.
+    pub fn copy_ca_file(&self) -> Option<PathBuf> {
+        match &self.spec.plan.rehearsal.connection {
+            Some(connection) => connection.ca_secret_ref.as_ref().map(|_| self.root.join(mounts::COPY_CA)),
+            None => self.database_ca_file(),
+        }
     }
 
     /// The file with the authorities to trust for the database, for programs that read it themselves.

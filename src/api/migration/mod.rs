@@ -354,9 +354,18 @@ pub struct VersionProbe {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rehearsal {
-    /// Scratch database on the same server. The operator creates, uses and drops it; it must not exist before.
+    /// Scratch database. The operator creates, uses and drops it; it must not exist before.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
+    /// Another server for the scratch database, of the same or a newer major version; the original's when absent. The
+    /// database that its Secret names is only connected to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Connection>,
+    /// Without `connection`: the largest database that is copied beside the original, in bytes, `Mi`, `Gi` or `Ti`.
+    /// SQL does not see how much space is free.
+    #[serde(skip_serializing_if = "is_usual_size")]
+    #[schemars(length(max = 16), regex(pattern = r"^[1-9][0-9]*(Mi|Gi|Ti)?$"))]
+    pub max_size: String,
     /// SQL that writes as the new version does: new users, purchases, deductions. The rehearsal runs it between the up
     /// and the down SQL, as the first of `database.applicationRoles`, so that a down SQL that fails on new rows is
     /// found before anybody approves. It is run on the copy alone.
@@ -368,8 +377,17 @@ pub struct Rehearsal {
 
 impl Default for Rehearsal {
     fn default() -> Self {
-        Self { database: "test_credit_migration".into(), writes: None }
+        Self { database: "test_credit_migration".into(), connection: None, max_size: usual_size(), writes: None }
     }
+}
+
+fn usual_size() -> String {
+    "100Gi".into()
+}
+
+// Not serialized while it is the default: the digests of existing plans stay valid.
+fn is_usual_size(size: &String) -> bool {
+    *size == usual_size()
 }
 
 /// Required approvals.

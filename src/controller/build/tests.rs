@@ -320,7 +320,11 @@ fn who_owns_what() {
 fn the_policy_on_migrations_sees_every_secret() {
     fn visit(schema: &Value, path: &str, found: &mut Vec<String>) {
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-            let (parent, lower) = (path.rsplit('.').next().unwrap_or_default(), name.to_lowercase());
+            // There are two connections.
+            let parents = if path.ends_with(".connection") { 2 } else { 1 };
+            let parent: Vec<&str> = path.rsplit('.').take(parents).collect();
+            let parent = parent.into_iter().rev().collect::<Vec<_>>().join(".");
+            let lower = name.to_lowercase();
             if lower.ends_with("secretref") || lower.ends_with("secrets") {
                 found.push(format!("{parent}.{name}"));
             }

@@ -27,6 +27,13 @@ pub(super) fn for_task(plan: &CreditMigrationSpec, task: Task) -> Vec<(Volume, V
     if let Some(KeyRef { name, key }) = &connection.ca_secret_ref {
         all.push(secret("database-ca", name, Some(vec![item(key, mounts::DATABASE_CA)])));
     }
+    if let Some(copy) = plan.rehearsal.connection.as_ref().filter(|_| task.spec().secrets.contains(&TaskSecrets::Copy))
+    {
+        all.push(secret(mounts::COPY, &copy.secret_ref.name, copy.secret_ref.key.as_deref().map(of_connection)));
+        if let Some(KeyRef { name, key }) = &copy.ca_secret_ref {
+            all.push(secret("copy-ca", name, Some(vec![item(key, mounts::COPY_CA)])));
+        }
+    }
     for (n, name) in further_secrets(plan, task).into_iter().enumerate() {
         let (volume, mount) = secret(&format!("secret-{n}"), &name, None);
         let path = format!("{}/{}/{name}", mounts::ROOT, mounts::SECRETS);
@@ -48,6 +55,8 @@ fn further_secrets(plan: &CreditMigrationSpec, task: Task) -> BTreeSet<String> {
     for secrets in task.spec().secrets {
         match secrets {
             TaskSecrets::Code => names.extend(plan.code.as_ref().map(|code| code.secret_ref.name.clone())),
+            // A volume of its own.
+            TaskSecrets::Copy => {}
             TaskSecrets::Channels => plan.notifications.channels.iter().for_each(|c| names.extend(of_channel(c))),
             TaskSecrets::ChecksOf(tasks) => {
                 let checks = tasks.iter().flat_map(|task| plan.checks_of(*task));
@@ -188,6 +197,22 @@ mod tests {
         assert_eq!(keys, ["url", "tls.crt", "tls.key", "sslcert", "sslkey"]);
         plan.database.connection.secret_ref.key = None;
         assert_eq!(mounted(&plan), None);
+    }
+
+    #[test]
+    fn the_connection_to_the_copy_is_mounted_where_a_copy_is_made_or_dropped() {
+        let mut plan = plan();
+        let mounted = |plan: &CreditMigrationSpec, task| {
+            let names = for_task(plan, task).into_iter().map(|(volume, _)| volume.name);
+            names.filter(|name| name.starts_with("copy")).collect::<Vec<_>>()
+        };
+        assert!(Task::ALL.iter().all(|task| mounted(&plan, *task).is_empty()));
+        plan.rehearsal.connection = Some(plan.database.connection.clone());
+        plan.rehearsal.connection.as_mut().unwrap().ca_secret_ref = Some(KeyRef { name: "a".into(), key: "k".into() });
+        let with: Vec<Task> =
+            Task::ALL.iter().copied().filter(|task| mounted(&plan, *task) == ["copy", "copy-ca"]).collect();
+        assert_eq!(with, [Task::Preflight, Task::Rehearse, Task::RehearseRollback, Task::Cleanup]);
+        assert!(Task::ALL.iter().all(|task| with.contains(task) || mounted(&plan, *task).is_empty()));
     }
 
     #[test]

@@ -36,16 +36,25 @@ pub(crate) fn needs(spec: &CreditMigrationSpec) -> Needs {
             of.entry((*key).to_owned()).or_insert_with(|| field.to_owned());
         }
     };
-    let connection = &spec.database.connection;
     let key = |r: &KeyRef| (r.name.clone(), r.key.clone());
     let mut keyed = vec![];
-    let field = "spec.database.connection.secretRef";
-    match &connection.secret_ref.key {
-        Some(key) => secret(&connection.secret_ref.name, &[key], field),
-        // Which of its forms the Secret has is Preflight's.
-        None => secret(&connection.secret_ref.name, &[], field),
+    let connections = [
+        (Some(&spec.database.connection), "spec.database.connection.secretRef", "spec.database.connection.caSecretRef"),
+        (
+            spec.rehearsal.connection.as_ref(),
+            "spec.rehearsal.connection.secretRef",
+            "spec.rehearsal.connection.caSecretRef",
+        ),
+    ];
+    for (connection, field, ca_field) in connections {
+        let Some(connection) = connection else { continue };
+        match &connection.secret_ref.key {
+            Some(key) => secret(&connection.secret_ref.name, &[key], field),
+            // Which of its forms the Secret has is Preflight's.
+            None => secret(&connection.secret_ref.name, &[], field),
+        }
+        keyed.extend(connection.ca_secret_ref.as_ref().map(|r| (key(r), ca_field)));
     }
-    keyed.extend(connection.ca_secret_ref.as_ref().map(|r| (key(r), "spec.database.connection.caSecretRef")));
     for channel in &spec.notifications.channels {
         let field = "spec.notifications.channels";
         if let Some(slack) = &channel.slack {

@@ -78,8 +78,9 @@ fn describe(step: Step, spec: &CreditMigrationSpec, now: Time) -> String {
             }
         ),
         Step::Rehearse => format!(
-            "restores the dump into {}, migrates, rolls back, compares every table{}, drops it",
+            "restores the dump into {}{}, migrates, rolls back, compares every table{}, drops it",
             spec.rehearsal.database,
+            if spec.rehearsal.connection.is_some() { " on another server" } else { "" },
             match &spec.rehearsal.writes {
                 Some(_) => ", migrates, runs rehearsal.writes, rolls back",
                 None => "",

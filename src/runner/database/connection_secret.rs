@@ -1,9 +1,6 @@
 //! The Secret with the connection, in the forms in which operators for PostgreSQL and people make it.
 
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::PathBuf};
 
 use super::{
     connection::Target,
@@ -29,8 +26,8 @@ pub(in crate::runner) struct ConnectionSecret<'a> {
 }
 
 impl<'a> ConnectionSecret<'a> {
-    pub(in crate::runner) fn new(root: &Path, namespace: &'a str, connection: &'a Connection) -> Self {
-        Self { folder: root.join(mounts::DATABASE), namespace, connection }
+    pub(in crate::runner) fn new(folder: PathBuf, namespace: &'a str, connection: &'a Connection) -> Self {
+        Self { folder, namespace, connection }
     }
 
     /// What leads to the database `database` of the spec, and the key that names another one if it does not.

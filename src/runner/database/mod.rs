@@ -8,6 +8,7 @@ pub mod connect_error;
 pub mod connection;
 pub(super) mod connection_secret;
 pub mod control;
+pub mod copy_place;
 pub mod fingerprint;
 mod hosts;
 pub mod left_out;

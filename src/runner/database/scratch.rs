@@ -76,28 +76,32 @@ pub async fn leftover(client: &Client, name: &str, uid: &str) -> Result<bool, Fa
     }
 }
 
-/// Makes the database with encoding, locale and settings of the one that `client` is connected to. Only its owner
-/// may connect: it will hold personal data.
+/// Makes the database on the server of `client`, to which `target` leads, with encoding, locale and settings of
+/// `original`. Only its owner may connect: it will hold personal data.
 ///
 /// # Errors
 /// `ScratchDatabaseExists`; `PrivilegeMissing` without `CREATEDB`; those of a database error.
-pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> Result<(), Failure> {
+pub async fn create(original: &Client, client: &Client, target: &Target, name: &str, uid: &str) -> Result<(), Failure> {
     sweep(client, uid).await?;
     let made = unmarked(uid);
     for name in [name, made.as_str()] {
         // What is there now belongs to another owner.
         leftover(client, name, uid).await?;
     }
-    let locale = ServerVersion::of(client).await?.locale_columns();
+    let locale = ServerVersion::of(original).await?.locale_columns();
     let query = format!(
         "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, {locale}, o.rolname::text
-         FROM pg_database AS d LEFT JOIN pg_roles AS o ON o.oid = d.datdba AND pg_has_role(o.oid, {SET_ROLE_RIGHT})
-         WHERE d.datname = current_database()"
+         FROM pg_database AS d JOIN pg_roles AS o ON o.oid = d.datdba WHERE d.datname = current_database()"
     );
-    let row = client.query_one(&query, &[]).await?;
+    let row = original.query_one(&query, &[]).await?;
     let text = |index: usize| literal(row.get::<_, &str>(index));
     // As that of the original, so that its tables get their owners, and another login may drop it.
-    let owner = row.get::<_, Option<&str>>(5).map_or("CURRENT_USER".to_owned(), ident);
+    let query = format!("SELECT FROM pg_roles WHERE rolname::text = $1 AND pg_has_role(oid, {SET_ROLE_RIGHT})");
+    let owner: &str = row.get(5);
+    let owner = match client.query_opt(&query, &[&owner]).await? {
+        Some(_) => ident(owner),
+        None => "CURRENT_USER".to_owned(),
+    };
     let mut statement = format!(
         "CREATE DATABASE {} OWNER {owner} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} \
             LC_CTYPE {}",
@@ -110,6 +114,8 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
     match (row.get::<_, &str>(3), locale) {
         ("i", Some(locale)) => statement.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {locale}")),
         ("b", Some(locale)) => statement.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {locale}")),
+        // Another server may have another provider by default. Before 15 there is one.
+        _ if ServerVersion::of(client).await?.major >= 15 => statement.push_str(" LOCALE_PROVIDER libc"),
         _ => {}
     }
     let denied = |e: tokio_postgres::Error| match e.code().map(tokio_postgres::error::SqlState::code) {
@@ -132,14 +138,14 @@ pub async fn create(client: &Client, target: &Target, name: &str, uid: &str) -> 
         ident(&made)
     ))
     .await?;
-    copy_settings(client, &made).await?;
+    copy_settings(original, client, &made).await?;
     execute(format!("ALTER DATABASE {} RENAME TO {}", ident(&made), ident(name))).await?;
     execute(format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(name))).await
 }
 
 /// `ALTER DATABASE ... SET` of the original, without which the SQL may see another `search_path`.
-async fn copy_settings(client: &Client, name: &str) -> Result<(), Failure> {
-    let rows = client
+async fn copy_settings(original: &Client, client: &Client, name: &str) -> Result<(), Failure> {
+    let rows = original
         .query(
             "SELECT unnest(s.setconfig) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
              WHERE d.datname = current_database() AND s.setrole = 0",

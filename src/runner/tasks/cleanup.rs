@@ -43,8 +43,30 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         let next = "end the sessions named credit-migration/rehearsal";
         Failure::new(reason, format!("a rehearsal of this database is under way: {message}; next: {next}"))
     })?;
-    let dropped = scratch::sweep(&client, &control_spec.uid).await?;
-    Ok(format!("triggers removed, {dropped} scratch databases dropped, the database is free for the next migration"))
+    let mut dropped = scratch::sweep(&client, &control_spec.uid).await?;
+    let elsewhere = match sweep_elsewhere(context).await {
+        Ok(more) => {
+            dropped += more;
+            String::new()
+        }
+        // That server may be gone for good, and nothing of the migration depends on it.
+        Err(failure) => {
+            tracing::warn!(error = %failure, "the server of the copy is not searched for scratch databases");
+            let name = &context.spec.plan.rehearsal.database;
+            format!("; look yourself for database {name} on the server of spec.rehearsal.connection: {failure}")
+        }
+    };
+    Ok(format!(
+        "triggers removed, {dropped} scratch databases dropped, the database is free for the next migration{elsewhere}"
+    ))
+}
+
+/// Drops what killed rehearsals have left on another server.
+async fn sweep_elsewhere(context: &TaskContext<'_>) -> Result<usize, Failure> {
+    match context.settings.copy_target()? {
+        Some(on) => scratch::sweep(&on.connect("cleanup").await?, &context.spec.migration_uid).await,
+        None => Ok(0),
+    }
 }
 
 /// Removes triggers, functions, write block, tracked changes and baseline, and releases the database for the next

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
-use super::rehearse::{Restored, Restorer, on_copy, seconds};
+use super::rehearse::{Restored, Restorer, on_copy, seconds, server_of};
 use crate::{
     api::{BalancesCheck, BalancesComparison, Check, Direction, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
     runner::{
@@ -110,6 +110,8 @@ async fn rehearse(
         let message = format!("the down SQL changed the balances of {unexplained} of {users} users, limit 0");
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
+    let server = server_of(context, &client).await?;
+    let server = server.map_or_else(String::new, |server| format!("; the copy was on another server, {server}"));
     let mut transactions = since.map_or_else(Vec::new, |Usage { transactions, .. }| transactions);
     transactions.truncate(MAX_TRANSACTION_KINDS);
     Ok(RollbackRehearsalEvidence {
@@ -126,7 +128,7 @@ async fn rehearse(
         compares_all,
         schema,
         left_out,
-        message: format!("each balance kept; {balances}"),
+        message: format!("each balance kept; {balances}{server}"),
     })
 }
 

@@ -12,7 +12,6 @@ use crate::{
             connection::Target,
             control::{described_role, exists, ident, literal, oids, quoted, tables_to_park},
             left_out::{self, Facts},
-            scratch,
             table_users::TableUsage,
             version::{SET_ROLE_RIGHT, SUPPORTED, ServerVersion},
         },
@@ -26,7 +25,6 @@ const MAX_NAMED_OBJECTS: usize = 5;
 
 /// Checks the database that `client` is connected to.
 pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, findings: &mut Findings) {
-    let name = &context.spec.plan.rehearsal.database;
     findings.add("server version", version(context, client).await);
     findings.add("primary server", primary(client).await);
     for (what, result) in role(target, client).await {
@@ -70,18 +68,6 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     if !schema_refused {
         findings.add("other migrations", claim(context, client).await);
     }
-    let scratch = if name == target.database() {
-        Err(Failure::new(
-            Reason::ScratchDatabaseExists,
-            format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
-        ))
-    } else {
-        scratch::leftover(client, name, &context.spec.migration_uid).await.map(|left| match left {
-            false => format!("{name} is free"),
-            true => format!("{name} is left of an earlier rehearsal and will be dropped"),
-        })
-    };
-    findings.add("scratch database", scratch);
 }
 
 /// Asks the server's own parser. Nothing is run: the text is the body of a temporary function that is rolled back, and
@@ -171,7 +157,7 @@ async fn primary(client: &Client) -> Result<String, Failure> {
 async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<String, Failure>)> {
     let query = "SELECT pg_has_role(d.datdba, 'USAGE'), pg_get_userbyid(d.datdba)::text,
                         has_database_privilege(d.oid, 'CREATE'),
-                        r.rolcreatedb OR r.rolsuper, pg_has_role('pg_signal_backend', 'USAGE'),
+                        pg_has_role('pg_signal_backend', 'USAGE'),
                         (SELECT rolsuper FROM pg_roles AS o WHERE o.oid = d.datdba)
                  FROM pg_database AS d, pg_roles AS r
                  WHERE d.datname = current_database() AND r.rolname = current_user";
@@ -180,7 +166,7 @@ async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<Str
         Err(failure) => return vec![("privileges", Err(failure))],
     };
     let (me, database) = (ident(target.user()), ident(target.database()));
-    let own = own(&format!("DATABASE {database}"), row.get(1), row.get(5), &me);
+    let own = own(&format!("DATABASE {database}"), row.get(1), row.get(4), &me);
     let check = |index: usize, good: &str, wrong: &str, fix: String| match row.get(index) {
         true => Ok(good.to_owned()),
         false => Err(Failure::new(Reason::PrivilegeMissing, format!("role {} {wrong}; next: {fix};", target.user()))),
@@ -191,10 +177,9 @@ async fn role(target: &Target, client: &Client) -> Vec<(&'static str, Result<Str
             "CREATE on the database",
             check(2, "granted", "may not create schemas", format!("GRANT CREATE ON DATABASE {database} TO {me}")),
         ),
-        ("CREATEDB", check(3, "granted", "may not create the scratch database", format!("ALTER ROLE {me} CREATEDB"))),
         (
             "pg_signal_backend",
-            check(4, "granted", "may not end sessions of the application", format!("GRANT pg_signal_backend TO {me}")),
+            check(3, "granted", "may not end sessions of the application", format!("GRANT pg_signal_backend TO {me}")),
         ),
     ]
 }

@@ -9,6 +9,7 @@
 
 mod checks;
 mod clocks;
+mod copy_place;
 mod database;
 mod invariants;
 mod pooler;
@@ -55,6 +56,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     if let (Some(client), Ok(target)) = (&client, &target) {
         findings.add("direct connection", pooler::check(target, client).await);
         database::check(context, target, client, &mut findings).await;
+        copy_place::check(context, target, client, &mut findings).await;
         invariants::check(context, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
     }

@@ -26,7 +26,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{BackupFormat, Reason, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
+    api::{BackupFormat, Reason, Rehearsal, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -41,9 +41,11 @@ use crate::{
                 self, Applied, ControlSpec, LOCK_CLASS, Sql, StatementMeter, existing, schema_objects::SchemaObjects,
                 write_block,
             },
+            copy_place,
             fingerprint::Fingerprint,
             scratch::{self, LOCK_REHEARSAL},
             snapshot::{Access, snapshot},
+            version::ServerVersion,
         },
     },
 };
@@ -69,35 +71,51 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
     Ok(message)
 }
 
-/// Does `work` with the migration role's session and a scratch database, which is dropped afterwards, whatever happens.
+/// Does `work` with the migration role's session and a scratch database, on the server that the spec says, which is
+/// dropped afterwards, whatever happens.
 ///
 /// # Errors
-/// `ScratchDatabaseExists`; those of `work`, and of the connection.
+/// `ScratchDatabaseExists`, `CopyTooRisky`; those of [`copy_place::elsewhere`]; those of `work`, and of the connections.
 pub(in crate::runner::tasks) async fn on_copy<T>(
     context: &TaskContext<'_>,
     target: &Target,
     work: impl AsyncFnOnce(&Client, &Target) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let name = &context.spec.plan.rehearsal.database;
-    if name == target.database() {
+    let Rehearsal { database: name, max_size, .. } = &context.spec.plan.rehearsal;
+    let elsewhere = context.settings.copy_target()?;
+    let on = elsewhere.as_ref().unwrap_or(target);
+    if name == on.database() {
         return Err(Failure::new(
             Reason::ScratchDatabaseExists,
             format!("spec.rehearsal.database is {name}, the database itself; next: choose a name that is free"),
         ));
     }
-    let admin = target.connect("rehearsal").await?;
+    let original = target.connect("rehearsal").await?;
     let lock = format!("SELECT pg_advisory_lock({LOCK_CLASS}, {LOCK_REHEARSAL})");
     tokio::select! {
-        locked = admin.batch_execute(&lock) => locked?,
+        locked = original.batch_execute(&lock) => locked?,
         () = context.stop.cancelled() => return Err(Failure::terminated()),
     }
-    scratch::create(&admin, target, name, &context.spec.migration_uid).await?;
-    let copy = target.with_database(name);
+    let other = match &elsewhere {
+        Some(on) => Some(on.connect("rehearsal").await?),
+        None => None,
+    };
+    // Since Preflight it may have changed.
+    match &other {
+        Some(other) => {
+            let roles = &context.spec.plan.database.application_roles;
+            copy_place::elsewhere(&original, other, on, roles).await?
+        }
+        None => copy_place::beside(&original, max_size).await?,
+    };
+    let admin = other.as_ref().unwrap_or(&original);
+    scratch::create(&original, admin, on, name, &context.spec.migration_uid).await?;
+    let copy = on.with_database(name);
     let done = tokio::select! {
-        done = work(&admin, &copy) => done,
+        done = work(&original, &copy) => done,
         () = context.stop.cancelled() => Err(Failure::terminated()),
     };
-    drop_copy(target, admin, name).await;
+    drop_copy(on, admin, name).await;
     done
 }
 
@@ -197,10 +215,20 @@ async fn rehearse(
         left_out,
         rights_lost,
         invariants,
+        server: server_of(context, &client).await?,
         statements: StatementEvidence::longest(meter.measured()),
         up_compares_all,
         down_compares_all,
     })
+}
+
+/// Which server has the copy, if it is not the original's.
+pub(in crate::runner::tasks) async fn server_of(
+    context: &TaskContext<'_>,
+    copy: &Client,
+) -> Result<Option<String>, Failure> {
+    let Some(on) = context.settings.copy_target()? else { return Ok(None) };
+    Ok(Some(format!("{} at {}", ServerVersion::of(copy).await?, on.host_port())))
 }
 
 async fn fingerprint(context: &TaskContext<'_>, client: &mut Client, rate: &RateLimit) -> Result<Fingerprint, Failure> {
@@ -297,12 +325,11 @@ pub(super) fn seconds(applied: Applied) -> Result<f64, Failure> {
 
 /// Drops the copy, over a new connection if the old one is lost. What cannot be dropped now is dropped by the next
 /// attempt.
-async fn drop_copy(target: &Target, admin: Client, name: &str) {
-    let mut failed = match scratch::remove(&admin, name).await {
+async fn drop_copy(target: &Target, admin: &Client, name: &str) {
+    let mut failed = match scratch::remove(admin, name).await {
         Ok(()) => return,
         Err(failure) => failure,
     };
-    drop(admin);
     for _ in 0..3 {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         match target.connect("rehearsal").await {

@@ -1,4 +1,4 @@
-//! `pg_restore` into a copy, with owners and grants: the roles are the same server's. What the role may not restore is
+//! `pg_restore` into a copy, with owners and grants: the copy's server has the roles. What the role may not restore is
 //! left out. A server that does not know each setting of `pg_restore` gets its script by `psql`.
 
 use std::{
@@ -100,7 +100,7 @@ impl<'a> Restorer<'a> {
             let list = self.folder.write(&file, &contents::without(list, &self.facts))?;
             arguments.push(format!("--use-list={list}"));
         }
-        let env = self.copy.libpq_env(self.context.settings.database_ca_file().as_deref());
+        let env = self.copy.libpq_env(self.context.settings.copy_ca_file().as_deref());
         let tools = &self.context.tools;
         if self.server.knows_settings_of_restore() {
             arguments.extend([database, "--exit-on-error".to_owned(), "--no-password".to_owned()]);
