@@ -7,6 +7,7 @@ mod alert;
 mod backup;
 mod balances;
 mod checks;
+mod elsewhere;
 mod entry;
 mod follow_up;
 mod harness;

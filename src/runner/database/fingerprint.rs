@@ -143,8 +143,8 @@ SELECT format('%I.%I', schemaname, sequencename),
 FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
 impl Fingerprint {
-    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot. `read` is told
-    /// of each table that is read, and how many they are.
+    /// Takes the fingerprint of the database that `client` is connected to, in one snapshot. `read` is
+    /// called for each table that was read, with the number of all.
     ///
     /// # Errors
     /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.

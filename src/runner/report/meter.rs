@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Progress;
 use crate::{
-    api::{Work, WorkProgress, WorkUnit},
+    api::{Activity, WorkProgress, WorkUnit},
     telemetry,
 };
 
@@ -15,7 +15,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// meter is dropped.
 pub struct Meter {
     progress: Progress,
-    work: Work,
+    work: Activity,
     unit: WorkUnit,
     total: Option<u64>,
     done: u64,
@@ -26,7 +26,7 @@ pub struct Meter {
 
 impl Progress {
     /// Starts to count.
-    pub fn meter(&self, work: Work, unit: WorkUnit) -> Meter {
+    pub fn meter(&self, work: Activity, unit: WorkUnit) -> Meter {
         let progress = self.clone();
         Meter { progress, work, unit, total: None, done: 0, noted_at: Instant::now(), noted: false }
     }
@@ -73,7 +73,7 @@ mod tests {
     fn what_is_long_is_noted_every_ten_seconds_and_only_if_it_goes_on() {
         let progress = Progress::default();
         let mut notes = progress.subscribe();
-        let mut meter = progress.meter(Work::Restore, WorkUnit::Bytes);
+        let mut meter = progress.meter(Activity::Restore, WorkUnit::Bytes);
         let mut now = meter.noted_at;
         meter.total = Some(1000);
         for (seconds, count, wanted, why) in [
@@ -99,7 +99,7 @@ mod tests {
     fn a_short_work_is_never_noted() {
         let progress = Progress::default();
         let notes = progress.subscribe();
-        let mut meter = progress.meter(Work::Dump, WorkUnit::Bytes);
+        let mut meter = progress.meter(Activity::Dump, WorkUnit::Bytes);
         meter.add(1);
         drop(meter);
         assert!(!notes.has_changed().unwrap());

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    api::{BackupEvidence, BaselineEvidence, Reason, Work, WorkUnit, digest_text},
+    api::{Activity, BackupEvidence, BaselineEvidence, Reason, WorkUnit, digest_text},
     runner::{
         Failure,
         clients::object_store::{STORE_RETRY_TIMEOUT, StoreClient, Upload},
@@ -171,7 +171,7 @@ async fn stream(
     let mut running = context.tools.start("pg_dump", &arguments, &env)?;
     drop(running.stdin.take());
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
-    let mut meter = context.progress.meter(Work::Dump, WorkUnit::Bytes);
+    let mut meter = context.progress.meter(Activity::Dump, WorkUnit::Bytes);
     let mut buffer = vec![0; 1 << 20];
     loop {
         let read = running.stdout.read(&mut buffer).await;

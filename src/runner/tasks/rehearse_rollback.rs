@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 use super::rehearse::{Restore, on_copy, seconds, server_of};
 use crate::{
     api::{
-        BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence, Work, WorkUnit,
+        Activity, BalancesCheck, BalancesComparison, Check, LeftOutObjects, Reason, RollbackRehearsalEvidence, WorkUnit,
     },
     runner::{
         Failure,
@@ -203,7 +203,7 @@ async fn copy_live(
     contents.end().await?;
 
     let Restore { mut running, rest, _folder } = Restore::start(context, admin, copy, &list).await?;
-    let meter = context.progress.meter(Work::Copy, WorkUnit::Bytes);
+    let meter = context.progress.meter(Activity::Copy, WorkUnit::Bytes);
     let piped = pipe(dump()?, running.stdin.take(), Some(meter)).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.
     let restored = running.end().await;

@@ -4,7 +4,7 @@
 //! the whole object goes through `pg_restore`, and its digest is taken on the way. Nothing is written to disk.
 
 use crate::{
-    api::{Reason, VerificationEvidence, Work, WorkUnit},
+    api::{Activity, Reason, VerificationEvidence, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -32,7 +32,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 
 async fn read(context: &TaskContext<'_>, store: &StoreClient, object: &str, expected: &str) -> Result<String, Failure> {
     let running = context.tools.start("pg_restore", &["--file=/dev/null".to_owned()], &[])?;
-    let mut meter = context.progress.meter(Work::Verify, WorkUnit::Bytes);
+    let mut meter = context.progress.meter(Activity::Verify, WorkUnit::Bytes);
     let streamed = archive::stream_through(store, object, running, |read, size| meter.add_of(read, size)).await?;
     archive::check_digest(object, &streamed, expected)?;
     streamed.ended.map_err(|failure| archive::unreadable(object, &failure))?;

@@ -25,7 +25,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{LeftOutObjects, Reason, Rehearsal, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
+    api::{Activity, LeftOutObjects, Reason, Rehearsal, RehearsalEvidence, StatementEvidence, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -73,7 +73,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 /// dropped afterwards, whatever happens.
 ///
 /// # Errors
-/// `ScratchDatabaseExists`, `CopyTooRisky`; those of [`copy_place::elsewhere`]; those of `work`, and of the connections.
+/// `ScratchDatabaseExists`, `CopyTooRisky`; those of [`copy_place::elsewhere`], of `work` and of the connections.
 pub(in crate::runner::tasks) async fn on_copy<T>(
     context: &TaskContext<'_>,
     target: &Target,
@@ -104,7 +104,7 @@ pub(in crate::runner::tasks) async fn on_copy<T>(
             let roles = &context.spec.plan.database.application_roles;
             copy_place::elsewhere(&original, other, on, roles).await?
         }
-        None => copy_place::beside(&original, max_size).await?,
+        None => copy_place::next_to_original(&original, max_size).await?,
     };
     let admin = other.as_ref().unwrap_or(&original);
     scratch::create(&original, admin, on, name, &context.spec.migration_uid).await?;
@@ -223,7 +223,7 @@ pub(in crate::runner::tasks) async fn server_of(
 }
 
 async fn fingerprint(context: &TaskContext<'_>, client: &mut Client) -> Result<Fingerprint, Failure> {
-    let mut meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
+    let mut meter = context.progress.meter(Activity::Fingerprint, WorkUnit::Tables);
     Fingerprint::take(client, |read, tables| meter.add_of(read, tables)).await
 }
 
@@ -265,7 +265,7 @@ async fn restore(
     };
     let restore = Restore::start(context, admin, copy, &list).await?;
     let Restore { running, rest, _folder } = restore;
-    let mut meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    let mut meter = context.progress.meter(Activity::Restore, WorkUnit::Bytes);
     let streamed = archive::stream_through(store, object, running, |read, size| meter.add_of(read, size)).await?;
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;

@@ -1,4 +1,4 @@
-//! `pg_restore` into a copy, with owners and grants: the server of the copy has the roles. What the role may not restore is
+//! `pg_restore` into a copy, with owners and grants: its server has the roles. What the role may not restore is
 //! left out. A server that does not know each setting of `pg_restore` gets its script by `psql`.
 
 use std::path::Path;
