@@ -1,5 +1,5 @@
-//! Whether the rehearsals' copy of the database can be made where the spec wants it: next to the original, or on another
-//! server. Asked by Preflight, and again before each copy.
+//! Whether the copy of the database for the rehearsals can be made where the spec wants it: next to the original, or on
+//! another server. Asked by Preflight, and again before each copy.
 //!
 //! # Contract
 //! - Free space cannot be seen by SQL: `rehearsal.maxSize` says how much there is.
