@@ -58,7 +58,7 @@ mod tests {
         check(DeliveryState::ALL, DeliveryState::as_str);
         check(ContactRole::ALL, ContactRole::as_str);
         check(Weekday::ALL, Weekday::as_str);
-        check(Work::ALL, Work::as_str);
+        check(Activity::ALL, Activity::as_str);
         check(WorkUnit::ALL, WorkUnit::as_str);
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, named::named};
+use super::{CreditMigration, Direction, named::named};
 
 /// One statement, as it ran on the copy.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -152,6 +152,14 @@ impl StatementEvidence {
             format!("{} on {table}, held for {held_seconds:.1} s", mode.sql())
         });
         vec![self.place(), self.keywords.clone(), format!("{:.1}", self.seconds), self.rows.to_string(), lock]
+    }
+}
+
+impl CreditMigration {
+    /// The statements of its SQL as the rehearsal measured them; none before it.
+    pub fn measured_statements(&self) -> Vec<StatementEvidence> {
+        let rehearsal = self.status.as_ref().and_then(|status| status.rehearsal.as_ref());
+        rehearsal.map_or_else(Vec::new, |rehearsal| rehearsal.statements.clone())
     }
 }
 

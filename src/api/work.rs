@@ -10,7 +10,7 @@ use super::{Time, named::named};
 #[serde(rename_all = "camelCase")]
 pub struct WorkProgress {
     /// What is under way.
-    pub work: Work,
+    pub work: Activity,
     /// What is counted.
     pub unit: WorkUnit,
     /// How many of them are done.
@@ -24,7 +24,7 @@ pub struct WorkProgress {
 
 /// A part of a task that may take hours.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Activity {
     /// `pg_dump` into the bucket: bytes that were sent.
     Dump,
     /// The backup is read back: bytes of its object.
@@ -38,7 +38,7 @@ pub enum Work {
 }
 
 named! {
-    Work: Dump, Verify, Restore, Copy, Fingerprint
+    Activity: Dump, Verify, Restore, Copy, Fingerprint
 }
 
 /// What is counted of a work.
@@ -113,7 +113,7 @@ mod tests {
         #[case] total: Option<u64>,
         #[case] line: &str,
     ) {
-        let progress = WorkProgress { work: Work::Restore, unit, done, total, at: Time::UNIX_EPOCH };
+        let progress = WorkProgress { work: Activity::Restore, unit, done, total, at: Time::UNIX_EPOCH };
         assert_eq!(progress.summary(), line);
     }
 }

@@ -17,7 +17,8 @@ pub static SERVER: LazyLock<PathBuf> = LazyLock::new(|| folder(&MAJOR.to_string(
 /// `pg_dump`, `pg_restore` and `pg_basebackup`, of the version that the operator's image has.
 pub static CLIENT: LazyLock<PathBuf> = LazyLock::new(|| folder("client"));
 
-fn folder(name: &str) -> PathBuf {
+/// Programs of a major version, or the client's.
+pub fn folder(name: &str) -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres/servers");
     let output = Command::new(script).args(["path", name]).output().unwrap();
     assert!(output.status.success(), "servers path {name}: {}", String::from_utf8_lossy(&output.stderr));

@@ -8,6 +8,7 @@ mod backup;
 mod balances;
 mod checks;
 mod directory;
+mod elsewhere;
 mod entry;
 mod follow_up;
 mod harness;

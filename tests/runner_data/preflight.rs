@@ -132,7 +132,6 @@ async fn privileges() {
                 Reason::PrivilegeMissing,
                 "GRANT CREATE ON DATABASE \"shop_{n}\" TO \"migrator_{n}\";",
             ),
-            ("CREATEDB", Reason::PrivilegeMissing, "ALTER ROLE \"migrator_{n}\" CREATEDB;"),
             ("pg_signal_backend", Reason::PrivilegeMissing, "GRANT pg_signal_backend TO \"migrator_{n}\";"),
             ("application role app_{n}", Reason::PrivilegeMissing, "GRANT \"app_{n}\" TO \"migrator_{n}\";"),
             (
@@ -146,6 +145,7 @@ async fn privileges() {
                 "may not dump table public.user_credits; next: GRANT SELECT ON TABLE \"public\".\"user_credits\" TO \
                     \"migrator_{n}\";",
             ),
+            ("CREATEDB", Reason::PrivilegeMissing, "ALTER ROLE \"migrator_{n}\" CREATEDB;"),
         ],
     )
     .await;

@@ -361,7 +361,7 @@ pub struct Rehearsal {
     /// database that its Secret names is only connected to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<Connection>,
-    /// Without `connection`: the largest database that is copied beside the original, in bytes, `Mi`, `Gi` or `Ti`.
+    /// Without `connection`: the largest database that is copied next to the original, in bytes, `Mi`, `Gi` or `Ti`.
     /// SQL does not see how much space is free.
     #[serde(skip_serializing_if = "is_usual_size")]
     #[schemars(length(max = 16), regex(pattern = r"^[1-9][0-9]*(Mi|Gi|Ti)?$"))]

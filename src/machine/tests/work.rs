@@ -1,10 +1,10 @@
 //! How far the long part of a task is.
 
 use super::*;
-use crate::api::{Work, WorkProgress, WorkUnit};
+use crate::api::{Activity, WorkProgress, WorkUnit};
 
 fn at(done: u64) -> Option<WorkProgress> {
-    Some(WorkProgress { work: Work::Restore, unit: WorkUnit::Bytes, done, total: Some(9), at: time(0) })
+    Some(WorkProgress { work: Activity::Restore, unit: WorkUnit::Bytes, done, total: Some(9), at: time(0) })
 }
 
 #[test]

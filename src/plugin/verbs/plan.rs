@@ -129,7 +129,7 @@ pub(crate) async fn run(
         current_state: migration.status.is_some().then(|| current_state(&migration)),
         expected_window: migration.status.as_ref().and_then(|s| s.plan.as_ref()?.expected_window.clone()),
         steps: with_states(procedure(&migration.spec, telemetry::now()), &migration),
-        statements: statements(&migration),
+        statements: migration.measured_statements(),
         not_covered: gaps(&migration.spec),
         found,
     };
@@ -374,12 +374,6 @@ fn with_states(mut steps: Vec<Planned>, migration: &CreditMigration) -> Vec<Plan
         }
     }
     steps
-}
-
-/// As the rehearsal measured them; none before it.
-pub(crate) fn statements(migration: &CreditMigration) -> Vec<StatementEvidence> {
-    let rehearsal = migration.status.as_ref().and_then(|status| status.rehearsal.as_ref());
-    rehearsal.map_or_else(Vec::new, |rehearsal| rehearsal.statements.clone())
 }
 
 fn screen(view: &PlanView) -> String {

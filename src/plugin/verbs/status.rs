@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use kube::{ResourceExt, api::ListParams};
 use serde::Serialize;
 
-use super::{completion, plan::statements};
+use super::completion;
 use crate::{
     api::{
         CheckOutcome, CreditMigration, DeliveryState, ExpectedWindow, NoticeState, Phase, ReadyReason,
@@ -223,7 +223,7 @@ impl View {
         Self {
             name: m.name_any(),
             namespace: m.namespace().unwrap_or_default(),
-            statements: statements(m),
+            statements: m.measured_statements(),
             phase: status.phase,
             progress: status.progress.clone().unwrap_or_default(),
             work: status.work.clone(),

@@ -26,7 +26,7 @@ pub struct Streamed {
 }
 
 /// Streams an object through a program's standard input, all of it even if the program ends early: the digest shows
-/// whether the object or the program is to blame. `read` is told the bytes of each chunk, and those of the object.
+/// whether the object or the program is to blame. `read` gets the bytes of each chunk and those of the object.
 ///
 /// # Errors
 /// Those of the store.

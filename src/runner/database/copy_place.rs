@@ -1,5 +1,5 @@
-//! Whether the rehearsals' copy of the database can be made where the spec wants it: beside the original, or on another
-//! server. Asked by Preflight, and again before each copy.
+//! Whether the copy of the database for the rehearsals can be made where the spec wants it: next to the original, or on
+//! another server. Asked by Preflight, and again before each copy.
 //!
 //! # Contract
 //! - Free space cannot be seen by SQL: `rehearsal.maxSize` says how much there is.
@@ -23,7 +23,7 @@ const MAX_STANDBY_LAG: u64 = 1 << 30;
 /// How many of a kind a message names.
 const MAX_NAMED: usize = 10;
 
-/// What a copy beside the original needs, and who waits for its WAL.
+/// What a copy next to the original needs, and who waits for its WAL.
 #[derive(Clone, Debug, Default)]
 struct Room {
     /// Bytes of the database.
@@ -45,11 +45,11 @@ struct Slot {
     safe: Option<u64>,
 }
 
-/// The copy can be made beside the original, whose session is `client`. Says the figures.
+/// The copy can be made next to the original, whose session is `client`. Says the figures.
 ///
 /// # Errors
 /// `CopyTooRisky` with observed value and limit; those of a database error.
-pub async fn beside(client: &Client, max_size: &str) -> Result<String, Failure> {
+pub async fn next_to_original(client: &Client, max_size: &str) -> Result<String, Failure> {
     let count = |n: i64| u64::try_from(n).unwrap_or(0);
     let size = client.query_one("SELECT pg_database_size(current_database())", &[]).await?;
     let slots = "SELECT slot_name::text, active,
@@ -85,7 +85,7 @@ impl Room {
         let limit = quantity::milli(max_size).and_then(|milli| u64::try_from(milli / 1000).ok()).unwrap_or(u64::MAX);
         let (size_text, limit_text) = (bytes_text(*size), format!("limit {max_size} (spec.rehearsal.maxSize)"));
         if *size > limit {
-            return Err(format!("a copy beside the original needs {size_text}, {limit_text}"));
+            return Err(format!("a copy next to the original needs {size_text}, {limit_text}"));
         }
         for Slot { name, active, kept, safe } in slots {
             // The copy is written to the WAL, too.
@@ -119,7 +119,7 @@ impl Room {
             (true, None) => "no standby".to_owned(),
         };
         Ok(format!(
-            "beside the original: {size_text}, {limit_text}; {} slots, which keep at most {} of WAL; {behind}; free \
+            "next to the original: {size_text}, {limit_text}; {} slots, which keep at most {} of WAL; {behind}; free \
                 space cannot be seen by SQL",
             slots.len(),
             bytes_text(kept)
@@ -263,7 +263,7 @@ mod tests {
     #[case::lost(4 * GI, vec![slot(true, 0, Some(GI))], 0, Some("slot s is lost after 1.0 GB more of WAL"))]
     #[case::safe(4 * GI, vec![slot(false, 9 * GI, Some(5 * GI))], 0, None)]
     #[case::behind(GI, vec![], 2 * GI, Some("standby a is 2.1 GB of WAL behind, limit 1.0 GB"))]
-    fn a_copy_beside_the_original_has_limits(
+    fn a_copy_next_to_the_original_has_limits(
         #[case] size: u64,
         #[case] slots: Vec<Slot>,
         #[case] behind_bytes: u64,

@@ -7,7 +7,7 @@ use std::{
 
 use super::Progress;
 use crate::{
-    api::{Work, WorkProgress, WorkUnit},
+    api::{Activity, WorkProgress, WorkUnit},
     telemetry,
 };
 
@@ -18,7 +18,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// goes on; what was noted is removed when the meter is dropped.
 pub struct Meter {
     progress: Progress,
-    work: Work,
+    work: Activity,
     unit: WorkUnit,
     count: Mutex<Count>,
 }
@@ -33,7 +33,7 @@ struct Count {
 
 impl Progress {
     /// Starts to count.
-    pub fn meter(&self, work: Work, unit: WorkUnit) -> Meter {
+    pub fn meter(&self, work: Activity, unit: WorkUnit) -> Meter {
         let count = Count { total: None, done: 0, noted_at: Instant::now(), noted: false };
         Meter { progress: self.clone(), work, unit, count: Mutex::new(count) }
     }
@@ -86,7 +86,7 @@ mod tests {
     fn what_is_long_is_noted_every_ten_seconds_and_only_if_it_goes_on() {
         let progress = Progress::default();
         let mut notes = progress.subscribe();
-        let meter = progress.meter(Work::Restore, WorkUnit::Bytes);
+        let meter = progress.meter(Activity::Restore, WorkUnit::Bytes);
         let mut now = meter.count().noted_at;
         for (seconds, count, wanted, why) in [
             (9, 100, None, "a short work"),
@@ -111,7 +111,7 @@ mod tests {
     fn a_short_work_is_never_noted() {
         let progress = Progress::default();
         let notes = progress.subscribe();
-        let meter = progress.meter(Work::Dump, WorkUnit::Bytes);
+        let meter = progress.meter(Activity::Dump, WorkUnit::Bytes);
         meter.add(1);
         drop(meter);
         assert!(!notes.has_changed().unwrap());

@@ -53,7 +53,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         Err(failure) => {
             tracing::warn!(error = %failure, "the server of the copy is not searched for scratch databases");
             let name = &context.spec.plan.rehearsal.database;
-            format!("; look yourself for database {name} on the server of spec.rehearsal.connection: {failure}")
+            format!("; check whether there is a database {name} on the server of spec.rehearsal.connection: {failure}")
         }
     };
     Ok(format!(

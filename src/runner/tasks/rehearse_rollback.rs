@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 
 use super::rehearse::{Restored, Restorer, on_copy, seconds, server_of};
 use crate::{
-    api::{BalancesCheck, BalancesComparison, Check, Direction, Reason, RollbackRehearsalEvidence, Work, WorkUnit},
+    api::{Activity, BalancesCheck, BalancesComparison, Check, Direction, Reason, RollbackRehearsalEvidence, WorkUnit},
     runner::{
         Failure,
         checks::{
@@ -210,7 +210,7 @@ async fn copy_live(
 
     let restorer = Restorer::new(context, admin, copy).await?;
     let mut running = restorer.start(&String::from_utf8_lossy(&list), &[])?;
-    let meter = context.progress.meter(Work::Copy, WorkUnit::Bytes);
+    let meter = context.progress.meter(Activity::Copy, WorkUnit::Bytes);
     let piped = pipe(dump()?, running.stdin.take(), &rate, Some(&meter)).await;
     // A dump that was cut makes pg_restore fail, too, and is the better explanation.
     let restored = running.end().await;

@@ -4,7 +4,7 @@
 use futures::{StreamExt, TryStreamExt};
 
 use crate::{
-    api::{BackupFormat, Reason, VerificationEvidence, Work, WorkUnit},
+    api::{Activity, BackupFormat, Reason, VerificationEvidence, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -44,7 +44,7 @@ async fn read(context: &TaskContext<'_>, store: &StoreClient, object: &str, expe
     };
     let found = archives.len();
     let jobs = usize::try_from(backup.jobs).unwrap_or(1).max(1);
-    let meter = context.progress.meter(Work::Verify, WorkUnit::Bytes);
+    let meter = context.progress.meter(Activity::Verify, WorkUnit::Bytes);
     let verify = async |(object, sha256): (String, String)| {
         let read = |read, size| meter.add_of(read, total.unwrap_or(size));
         archive::verify(&context.tools, store, &object, &sha256, read).await

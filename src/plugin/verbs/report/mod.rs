@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use self::checklist::{Section, checklist};
-use super::{completion, plan::statements, status::current_state, verify::verify};
+use super::{completion, status::current_state, verify::verify};
 use crate::{
     api::{
         CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, StatementEvidence, Task,
@@ -124,7 +124,7 @@ fn of(record: &Record) -> MigrationReport {
         digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
         expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
         checklist: checklist(record, &status),
-        statements: statements(m),
+        statements: m.measured_statements(),
         decisions: record
             .decisions
             .iter()

@@ -22,7 +22,8 @@ use crate::{
 const TABLES_SQL: &str = "SELECT c.oid, format('%I.%I', n.nspname, c.relname)
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
-      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration') AND n.nspname NOT LIKE 'pg\\_toast%'";
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'credit_migration')
+      AND n.nspname NOT LIKE 'pg\\_toast%'";
 
 /// Locks that a session has.
 const LOCKS_SQL: &str = "SELECT l.relation, l.mode FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::CLEAN_UP_TIMEOUT;
 use crate::{
-    api::{BackupFormat, Reason, Work, WorkUnit, digest_text, sha256},
+    api::{Activity, BackupFormat, Reason, WorkUnit, digest_text, sha256},
     runner::{
         Failure,
         clients::{
@@ -55,7 +55,7 @@ impl<'a> Dumper<'a> {
         arguments.extend(backup.compression.as_ref().map(|c| format!("--compress={}", c.option())));
         let env = target.libpq_env(context.settings.database_ca_file().as_deref());
         let rate = RateLimit::new(context.spec.plan.runner.limits.dump());
-        let meter = context.progress.meter(Work::Dump, WorkUnit::Bytes);
+        let meter = context.progress.meter(Activity::Dump, WorkUnit::Bytes);
         Self { context, store, env, arguments, rate, meter }
     }
 

@@ -27,7 +27,7 @@ pub async fn check(context: &TaskContext<'_>, target: &Target, client: &Client, 
     findings.add("CREATEDB", copy_place::may_create(session, on).await);
     let place = match &elsewhere {
         Some((other, session)) => copy_place::elsewhere(client, session, other, &plan.database.application_roles).await,
-        None => copy_place::beside(client, &plan.rehearsal.max_size).await,
+        None => copy_place::next_to_original(client, &plan.rehearsal.max_size).await,
     };
     findings.add("place of the copy", place);
     let name = &plan.rehearsal.database;

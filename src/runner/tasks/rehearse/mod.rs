@@ -26,7 +26,7 @@ use std::time::Instant;
 use tokio_postgres::Client;
 
 use crate::{
-    api::{BackupFormat, Reason, Rehearsal, RehearsalEvidence, StatementEvidence, Work, WorkUnit},
+    api::{Activity, BackupFormat, Reason, Rehearsal, RehearsalEvidence, StatementEvidence, WorkUnit},
     runner::{
         Failure,
         clients::{
@@ -75,7 +75,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
 /// dropped afterwards, whatever happens.
 ///
 /// # Errors
-/// `ScratchDatabaseExists`, `CopyTooRisky`; those of [`copy_place::elsewhere`]; those of `work`, and of the connections.
+/// `ScratchDatabaseExists`, `CopyTooRisky`; those of [`copy_place::elsewhere`], of `work` and of the connections.
 pub(in crate::runner::tasks) async fn on_copy<T>(
     context: &TaskContext<'_>,
     target: &Target,
@@ -106,7 +106,7 @@ pub(in crate::runner::tasks) async fn on_copy<T>(
             let roles = &context.spec.plan.database.application_roles;
             copy_place::elsewhere(&original, other, on, roles).await?
         }
-        None => copy_place::beside(&original, max_size).await?,
+        None => copy_place::next_to_original(&original, max_size).await?,
     };
     let admin = other.as_ref().unwrap_or(&original);
     scratch::create(&original, admin, on, name, &context.spec.migration_uid).await?;
@@ -232,7 +232,7 @@ pub(in crate::runner::tasks) async fn server_of(
 }
 
 async fn fingerprint(context: &TaskContext<'_>, client: &mut Client, rate: &RateLimit) -> Result<Fingerprint, Failure> {
-    let meter = context.progress.meter(Work::Fingerprint, WorkUnit::Tables);
+    let meter = context.progress.meter(Activity::Fingerprint, WorkUnit::Tables);
     Fingerprint::take(client, rate, |read, tables| meter.add_of(read, tables)).await
 }
 
@@ -267,7 +267,7 @@ async fn restore(
 ) -> Result<Restored, Failure> {
     let (object, expected) = context.backup_input()?;
     let restorer = Restorer::new(context, admin, copy).await?;
-    let meter = context.progress.meter(Work::Restore, WorkUnit::Bytes);
+    let meter = context.progress.meter(Activity::Restore, WorkUnit::Bytes);
     if context.spec.plan.backup.format == BackupFormat::Directory {
         return directory::restore(context, store, restorer, object, expected, &meter).await;
     }
