@@ -48,7 +48,10 @@ async fn generate(database: &Database, users: i64) {
         ))
         .await
         .unwrap();
-    database.session("postgres").await.batch_execute("VACUUM ANALYZE user_credits; CHECKPOINT").await.unwrap();
+    let root = database.session("postgres").await;
+    for statement in ["VACUUM ANALYZE user_credits", "CHECKPOINT"] {
+        root.batch_execute(statement).await.unwrap();
+    }
 }
 
 /// As the Backup step does.
@@ -142,7 +145,9 @@ async fn size_has_no_part_in_how_long_writes_are_blocked() {
         println!("{users} users: baseline {baseline:.1} s; forward {forward}; rollback {back}");
         all.push((users, forward, back));
         let root = database.session("postgres").await;
-        root.batch_execute("TRUNCATE user_credits, credit_migration.baseline; CHECKPOINT").await.unwrap();
+        for statement in ["TRUNCATE user_credits CASCADE", "TRUNCATE credit_migration.baseline", "CHECKPOINT"] {
+            root.batch_execute(statement).await.unwrap();
+        }
     }
     // The figures are of tenths of seconds, and the machine does other things, too.
     for (users, forward, back) in &all[1..] {

@@ -12,6 +12,7 @@ mod clocks;
 mod database;
 mod invariants;
 mod pooler;
+mod transactions;
 
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         findings.add("direct connection", pooler::check(target, client).await);
         database::check(context, target, client, &mut findings).await;
         invariants::check(context, client, &mut findings).await;
+        transactions::check(context, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
     }
     checks::check(context, client.as_ref(), &mut findings).await;
