@@ -19,7 +19,7 @@ async fn everything_is_good() {
     assert_eq!(world.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'credit_migration'").await, 0);
 }
 
-/// The trigger on wrong balances looks transactions up by user. Without an index it works, and is slow.
+/// The trigger on wrong balances reads transactions by user. Without an index it works, and is slow.
 #[tokio::test]
 async fn an_index_that_a_check_lacks_is_named_and_is_no_failure() {
     let world = World::new().await;

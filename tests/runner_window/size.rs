@@ -1,7 +1,7 @@
 //! How long writes are blocked does not depend on how many users there are.
 //!
-//! Not a property but figures: `SIZES="100000 1000000 10000000" cargo test --test runner_window -- --ignored --nocapture
-//! size`. The largest needs 5 GB of disk.
+//! Figures: `SIZES="100000 1000000" cargo test --test runner_window -- --ignored --nocapture size`. 10,000,000 users
+//! need 5 GB of disk.
 
 use std::{sync::Arc, time::Instant};
 
@@ -81,7 +81,7 @@ fn the_plan(direction: Direction) -> WindowPlan {
     plan
 }
 
-/// A window that waits for nobody.
+/// A window without an application to switch.
 async fn window(database: &Database, direction: Direction) -> Seconds {
     let (desk, started) = (Desk::new(), Instant::now());
     let task = desk.start(database, &the_plan(direction));

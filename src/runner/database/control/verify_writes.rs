@@ -164,10 +164,10 @@ async fn expect_refusal(client: &Client, write: &Write<'_>) -> Result<String, Fa
     let Write { role, table, statement } = write;
     // Sent at once: with many partitions the answers' way would count. One write at a time: one that meets a lock is
     // the last.
-    let (begin, act) =
+    let (start, act) =
         (format!("BEGIN READ WRITE; {USE_OWN_SEARCH_PATH_SQL}"), format!("SET LOCAL ROLE {}", ident(role)));
     let (begun, acted, written, ended) = futures::join!(
-        client.batch_execute(&begin),
+        client.batch_execute(&start),
         client.batch_execute(&act),
         client.batch_execute(statement),
         client.batch_execute("ROLLBACK")

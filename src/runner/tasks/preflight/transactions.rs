@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Looks for an index, if a check needs one. None is no mistake: a small table is read quickly.
+/// Whether there is an index, if a check needs one. None is no mistake: a small table is read quickly.
 pub(super) async fn check(context: &TaskContext<'_>, client: &Client, findings: &mut Findings) {
     let plan = &context.spec.plan;
     let Some(transactions) = &plan.credits.transactions else { return };
