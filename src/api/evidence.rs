@@ -432,7 +432,7 @@ pub struct RollbackRehearsalEvidence {
     pub duration_seconds: f64,
     /// Seconds for the down SQL with its verification.
     pub rollback_seconds: f64,
-    /// Seconds for the comparison of all balances after the down SQL.
+    /// Seconds for the comparison of balances after the down SQL, as the window does it.
     pub compare_seconds: f64,
     /// A rollback compares the balances of all users with writes blocked, as part of `rollbackSeconds`: the down SQL
     /// rewrites or replaces their table. Otherwise it compares those that were written.

@@ -19,6 +19,23 @@ async fn everything_is_good() {
     assert_eq!(world.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'credit_migration'").await, 0);
 }
 
+/// The trigger on wrong balances reads transactions by user. Without an index it works, and is slow.
+#[tokio::test]
+async fn an_index_that_a_check_lacks_is_named_and_is_no_failure() {
+    let world = World::new().await;
+    let found = async || {
+        let outcome = world.run(Task::Preflight).await;
+        assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+        outcome.findings().into_iter().find(|f| f.name == "index of transactions").expect("the finding").message
+    };
+    let message = found().await;
+    assert!(message.contains("has one by user_id"), "{message}");
+    world.owner().await.batch_execute("DROP INDEX credit_transactions_user_idx").await.unwrap();
+    let message = found().await;
+    let command = "CREATE INDEX CONCURRENTLY ON \"public\".\"credit_transactions\" (\"user_id\", \"created_at\")";
+    assert!(message.starts_with("warning: ") && message.contains(command), "{message}");
+}
+
 /// Finding, reason, and what the message must hold; `{n}` is the world's number.
 type Want = (&'static str, Reason, &'static str);
 

@@ -20,7 +20,7 @@ const UNSEEN: &str = "ALTER TABLE user_credits DISABLE TRIGGER credit_migration_
     UPDATE user_credits SET balance = balance + 1 WHERE user_id = 9;
     ALTER TABLE user_credits ENABLE ALWAYS TRIGGER credit_migration_track_changes";
 
-/// SQL that changes the balance of user 9, or takes the user away, each in another way past the tracking, or through it.
+/// SQL that changes the balance of user 9, or takes the user away, each in another way.
 const CHANGES: &[&str] = &[
     "UPDATE user_credits SET balance = balance + 1 WHERE user_id = 9",
     UNSEEN,
@@ -41,8 +41,8 @@ const CHANGES: &[&str] = &[
          EXECUTE was;
      END $$",
     "ALTER TABLE user_credits ALTER COLUMN balance TYPE bigint USING CASE user_id WHEN 9 THEN 1 ELSE balance END",
-    "ALTER TABLE user_credits ADD COLUMN other bigint NOT NULL DEFAULT 7; ALTER TABLE user_credits RENAME balance TO was;
-     ALTER TABLE user_credits RENAME other TO balance",
+    "ALTER TABLE user_credits ADD COLUMN other bigint NOT NULL DEFAULT 7;
+     ALTER TABLE user_credits RENAME balance TO was; ALTER TABLE user_credits RENAME other TO balance",
     "CREATE TABLE copied AS SELECT * FROM user_credits WHERE user_id <> 9; TRUNCATE user_credits;
      INSERT INTO user_credits SELECT * FROM copied",
     "CREATE TABLE fresh AS SELECT * FROM user_credits WHERE user_id <> 9; DROP TABLE user_credits;
@@ -180,8 +180,9 @@ async fn what_is_known_is_lost_by_whatever_may_have_changed_a_balance_unseen_and
         ("VACUUM FULL user_credits".to_owned(), false),
         ("ALTER TABLE user_credits ENABLE ROW LEVEL SECURITY".to_owned(), false),
         (
-            "ALTER TABLE subscription_credits DROP CONSTRAINT subscription_credits_user_id_fkey; ALTER TABLE user_credits
-             DROP CONSTRAINT user_credits_user_id_fkey; ALTER TABLE user_credits SET UNLOGGED".to_owned(),
+            "ALTER TABLE subscription_credits DROP CONSTRAINT subscription_credits_user_id_fkey; ALTER TABLE
+             user_credits DROP CONSTRAINT user_credits_user_id_fkey; ALTER TABLE user_credits SET UNLOGGED"
+                .to_owned(),
             false,
         ),
         ("ALTER TABLE user_credits SET LOGGED".to_owned(), false),

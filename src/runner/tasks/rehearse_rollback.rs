@@ -103,8 +103,10 @@ async fn rehearse(
     let compares_all = matches!(rolled_back, Applied::Now { all_compared: true, .. });
     let rollback_seconds = seconds(rolled_back)?;
     let comparing = Instant::now();
-    let comparison = control::compare(&client, &control_spec).await?;
+    // As the window does; here all are compared in any case.
+    control::compare_blocked(&mut client, &control_spec).await?;
     let compare_seconds = comparing.elapsed().as_secs_f64();
+    let comparison = control::compare(&client, &control_spec).await?;
     if comparison.unexplained > 0 {
         let (unexplained, users) = (comparison.unexplained, comparison.users);
         let message = format!("the down SQL changed the balances of {unexplained} of {users} users, limit 0");

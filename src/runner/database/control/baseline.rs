@@ -26,7 +26,7 @@ const ROWS_PER_PASS: i64 = 100_000;
 /// Tracking rows that one statement deletes: who writes a balance of one of these users waits for its end.
 const ROWS_PER_DELETE: usize = 5_000;
 /// Most tracked users whose balances are compared one by one: of more, all are compared.
-const MAX_LOOKED_UP: i64 = 100_000;
+const MAX_COMPARED_SINGLY: i64 = 100_000;
 /// Most users that are listed.
 const MAX_LISTED: usize = 10_000;
 /// How long the window waits for a figure of the report.
@@ -290,9 +290,10 @@ impl WrittenUsers {
 
     /// As [`WrittenUsers::tracked`], to compare them: of many, all are compared.
     pub(super) async fn to_compare(client: &impl GenericClient) -> Result<Self, Failure> {
-        let query =
-            format!("SELECT count(*) FROM (SELECT FROM credit_migration.changed_users LIMIT {MAX_LOOKED_UP} + 1) c");
-        let many = client.query_one(&query, &[]).await?.get::<_, i64>(0) > MAX_LOOKED_UP;
+        let query = format!(
+            "SELECT count(*) FROM (SELECT FROM credit_migration.changed_users LIMIT {MAX_COMPARED_SINGLY} + 1) c"
+        );
+        let many = client.query_one(&query, &[]).await?.get::<_, i64>(0) > MAX_COMPARED_SINGLY;
         if many { Ok(Self::All) } else { Self::tracked(client).await }
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, error::SqlState, types::ToSql};
 
 use super::{
     ControlSpec, LOCK_CLASS, LOCK_WRITE_BLOCK, OWN_SESSION, Table, protected, sessions::Session, with_children,
@@ -41,29 +41,19 @@ pub async fn drain(
     let tables = with_children(client, &protected(client, spec).await?).await?;
     // By pid: a session that was signalled may still exist in the next round.
     let mut terminated = BTreeSet::new();
-    for session in application_sessions(client, spec, blocked_at, true).await? {
-        if terminate(client, session.pid, session.role_name(), true).await? {
-            terminated.insert(session.pid);
-        }
-    }
+    terminate_application(client, spec, blocked_at, true, &mut terminated).await?;
     let holders_at_start: Vec<i32> = lock_holders(client, &tables).await?.iter().map(|session| session.pid).collect();
     loop {
         // A session that was connecting when writes were blocked may be visible only now.
-        let sessions = application_sessions(client, spec, blocked_at, false).await?;
-        for session in &sessions {
-            if terminate(client, session.pid, session.role_name(), true).await? {
-                terminated.insert(session.pid);
-            }
-        }
+        let sessions = terminate_application(client, spec, blocked_at, false, &mut terminated).await?;
         let blockers: Vec<_> = lock_holders(client, &tables)
             .await?
             .into_iter()
             .filter(|session| holders_at_start.contains(&session.pid))
             .collect();
         if start.elapsed() >= spec.lock_timeout.min(limit / 2) {
-            for session in &blockers {
-                terminate(client, session.pid, session.role_name(), false).await?;
-            }
+            let pids: Vec<i32> = blockers.iter().map(|session| session.pid).collect();
+            terminate_all(client, &format!("{OTHER_SESSIONS} AND a.pid = ANY ($1)"), &[&pids], false).await?;
         }
         if sessions.is_empty() && blockers.is_empty() && try_lock(client, LOCK_WRITE_BLOCK).await? {
             return Ok(u32::try_from(terminated.len()).unwrap_or(u32::MAX));
@@ -88,24 +78,43 @@ pub async fn drain(
     }
 }
 
-/// Sessions of the application older than `blocked_at`. Where their age is not visible, `age_unknown` decides.
-async fn application_sessions(
+/// Ends the sessions of the application older than `blocked_at`. Where their age is not visible, `age_unknown` decides.
+/// Returns them; the pids of those that were signalled are added to `terminated`.
+async fn terminate_application(
     client: &Client,
     spec: &ControlSpec,
     blocked_at: Option<Timestamp>,
     age_unknown: bool,
+    terminated: &mut BTreeSet<i32>,
 ) -> Result<Vec<Session>, Failure> {
     let Some(blocked_at) = blocked_at else { return Ok(vec![]) };
-    let rows = client
-        .query(
-            &format!(
-                "SELECT {} {OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)",
-                Session::COLUMNS
-            ),
-            &[&spec.application_roles, &blocked_at, &age_unknown],
-        )
-        .await?;
-    Ok(rows.iter().map(Session::read).collect())
+    let sessions = format!("{OTHER_SESSIONS} AND a.usename::text = ANY ($1) AND coalesce(a.backend_start < $2, $3)");
+    let ended = terminate_all(client, &sessions, &[&spec.application_roles, &blocked_at, &age_unknown], true).await?;
+    terminated.extend(ended.iter().filter(|(_, signalled)| *signalled).map(|(session, _)| session.pid));
+    Ok(ended.into_iter().map(|(session, _)| session).collect())
+}
+
+/// Ends the sessions `a` of a clause (SQL, from `FROM` on) by one statement, however many there are. Returns them, and
+/// whether each was signalled. If there is no right to end one, they are ended one by one as by [`terminate`].
+pub(super) async fn terminate_all(
+    client: &Client,
+    sessions: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+    must: bool,
+) -> Result<Vec<(Session, bool)>, Failure> {
+    let query = |signal: &str| format!("SELECT {}, {signal} {sessions}", Session::COLUMNS);
+    match client.query(&query("pg_catalog.pg_terminate_backend(a.pid)"), parameters).await {
+        Ok(rows) => return Ok(rows.iter().map(|row| (Session::read(row), row.get(3))).collect()),
+        Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+        Err(e) => return Err(Failure::from(&e)),
+    }
+    let mut ended = Vec::new();
+    for row in client.query(&query("false"), parameters).await? {
+        let session = Session::read(&row);
+        let signalled = terminate(client, session.pid, session.role_name(), must).await?;
+        ended.push((session, signalled));
+    }
+    Ok(ended)
 }
 
 /// Sessions of other roles that have a lock on one of the tables, or share the lock of the write block.
@@ -129,7 +138,7 @@ async fn lock_holders(client: &Client, tables: &[Table]) -> Result<Vec<Session>,
 }
 
 /// Ends a session. If there is no right to, that is an error for a session that `must` end; others are waited for.
-pub(super) async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
+async fn terminate(client: &Client, pid: i32, role: &str, must: bool) -> Result<bool, Failure> {
     match client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await {
         Ok(row) => Ok(row.get(0)),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {

@@ -53,7 +53,7 @@ REVOKE ALL ON FUNCTION credit_migration.block_writes() FROM PUBLIC;"
 /// A table of an earlier version has no unique index: there each write gets a row. Creating the index would block
 /// writers.
 ///
-/// Returns what stands between its quotes.
+/// Returns its body.
 pub(super) async fn track_changes_body(
     client: &impl GenericClient,
     balances: &BalancesTable,

@@ -26,6 +26,7 @@
 
 mod apply;
 mod baseline;
+mod compare;
 mod cutover;
 mod drain;
 mod functions;
@@ -67,6 +68,7 @@ pub(crate) use baseline::{WrittenUsers, has_baseline};
 pub use baseline::{
     compare, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written, users_written_within,
 };
+pub use compare::{compare_blocked, compare_untracked};
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};
@@ -89,7 +91,6 @@ pub(crate) use tables::{
 pub use tables::{Table, ident, quoted};
 pub(crate) use triggers::{TriggerChange, change_trigger};
 pub use triggers::{install, reinstall};
-pub use unchanged::{compare_blocked, compare_untracked};
 pub use verify_writes::{verify_writes_blocked, verify_writes_unblocked};
 
 use crate::runner::{Failure, database::connection::PIN_SEARCH_PATH_SQL};

@@ -11,9 +11,9 @@
 //! - The sessions of a superuser cannot be ended; the log names them.
 
 use jiff::Timestamp;
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, error::SqlState, types::ToSql};
 
-use super::{ControlSpec, OWN_SESSION, drain::terminate, ident, literal};
+use super::{ControlSpec, OWN_SESSION, drain::terminate_all, ident, literal, sessions::Session};
 use crate::{api::Reason, runner::Failure};
 
 /// SQL: the read-only default of the database, NULL if it has none.
@@ -94,30 +94,26 @@ async fn terminate_sessions(
     present_at_block: Option<Vec<i32>>,
 ) -> Result<(), Failure> {
     // The runner's own sessions are writable by their start-up options. Other programs of the migration role are not.
-    let rows = client
-        .query(
-            &format!(
-                "SELECT a.pid, coalesce(a.usename::text, ''), coalesce(r.rolsuper, false)
-             FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.write_block g
-             LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
-             WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-               AND coalesce(a.backend_type, 'client backend') = 'client backend'
-               AND NOT {OWN_SESSION}
-               AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
-                        ELSE a.backend_start BETWEEN g.blocked_at AND $1 END"
-            ),
-            &[&until, &present_at_block],
-        )
-        .await?;
-    for row in &rows {
-        let (pid, role): (i32, &str) = (row.get(0), row.get(1));
-        if row.get(2) || !terminate(client, pid, role, false).await? {
-            tracing::warn!(
-                pid,
-                role,
-                "a session that started inside the window was not ended: it is read-only, unless it is gone"
-            );
-        }
+    let inside = format!(
+        "FROM pg_catalog.pg_stat_activity a CROSS JOIN credit_migration.write_block g
+         LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+         WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+           AND coalesce(a.backend_type, 'client backend') = 'client backend'
+           AND NOT {OWN_SESSION}
+           AND CASE WHEN a.backend_start IS NULL THEN coalesce(a.pid <> ALL ($2::integer[]), false)
+                    ELSE a.backend_start BETWEEN g.blocked_at AND $1 END
+           AND coalesce(r.rolsuper, false)"
+    );
+    let parameters: [&(dyn ToSql + Sync); 2] = [&until, &present_at_block];
+    let superusers = client.query(&format!("SELECT {} {inside}", Session::COLUMNS), &parameters).await?;
+    let left = superusers.iter().map(|row| (Session::read(row), false));
+    let ended = terminate_all(client, &format!("{inside} IS FALSE"), &parameters, false).await?;
+    for (session, _) in ended.into_iter().chain(left).filter(|(_, signalled)| !signalled) {
+        tracing::warn!(
+            pid = session.pid,
+            role = session.role_name(),
+            "a session that started inside the window was not ended: it is read-only, unless it is gone"
+        );
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::{ControlSpec, Table, ident, jitter, millis, protected, triggers::WRITE_BLOCK_TRIGGER, with_children};
 use crate::{
@@ -33,23 +33,17 @@ pub async fn verify_writes_blocked(client: &Client, spec: &ControlSpec) -> Resul
     client.batch_execute(&limits).await?;
     let tables = with_children(client, &protected(client, spec).await?).await?;
     let mut refusals = Vec::new();
-    let mut not_tried = 0;
-    for role in &spec.application_roles {
-        for table in &tables {
-            match harmless_write(client, role, table).await? {
-                Some(write) => refusals.push(expect_refusal(client, role, table, &write).await?),
-                None => not_tried += 1,
-            }
-        }
+    let writes = harmless_writes(client, &spec.application_roles, &tables).await?;
+    let not_tried = spec.application_roles.len() * tables.len() - writes.len();
+    for write in &writes {
+        refusals.push(expect_refusal(client, write).await?);
     }
     if refusals.is_empty() {
         // The application may write none of them: the owner takes its place, in a session that the write block does
         // not name.
         let role: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
-        for table in &tables {
-            if let Some(write) = harmless_write(client, &role, table).await? {
-                refusals.push(expect_refusal(client, &role, table, &write).await?);
-            }
+        for write in &harmless_writes(client, &[role], &tables).await? {
+            refusals.push(expect_refusal(client, write).await?);
         }
     }
     match refusals.first() {
@@ -91,64 +85,96 @@ pub async fn verify_writes_unblocked(target: &Target, spec: &ControlSpec) -> Res
     let start = if row.get(0) { "START TRANSACTION READ WRITE" } else { "START TRANSACTION" };
     let tables = with_children(&client, &protected(&client, spec).await?).await?;
     let mut tried = 0;
-    for role in &spec.application_roles {
-        for table in &tables {
-            let Some(write) = harmless_write(&client, role, table).await? else { continue };
-            let written = client
-                .batch_execute(&format!("{start}; {USE_OWN_SEARCH_PATH_SQL}; SET LOCAL ROLE {}; {write}", ident(role)))
-                .await;
-            client.batch_execute("ROLLBACK").await?;
-            match written {
-                Ok(()) => tried += 1,
-                Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
-                    let message = format!(
-                        "a write of role {role} to {table} is refused although writes were unblocked: {}; next: SHOW \
-                         default_transaction_read_only in a new session, SELECT * FROM credit_migration.write_block",
-                        Failure::from(&e).message
-                    );
-                    return Err(Failure::new(Reason::WritesStillBlocked, message));
-                }
-                Err(e) => return Err(Failure::from(&e)),
+    for Write { role, table, statement } in &harmless_writes(&client, &spec.application_roles, &tables).await? {
+        let write = format!("{start}; {USE_OWN_SEARCH_PATH_SQL}; SET LOCAL ROLE {}; {statement}", ident(role));
+        let (written, ended) = futures::join!(client.batch_execute(&write), client.batch_execute("ROLLBACK"));
+        ended?;
+        match written {
+            Ok(()) => tried += 1,
+            Err(e) if e.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                let message = format!(
+                    "a write of role {role} to {table} is refused although writes were unblocked: {}; next: SHOW \
+                     default_transaction_read_only in a new session, SELECT * FROM credit_migration.write_block",
+                    Failure::from(&e).message
+                );
+                return Err(Failure::new(Reason::WritesStillBlocked, message));
             }
+            Err(e) => return Err(Failure::from(&e)),
         }
     }
     Ok(format!("{tried} writes of the application succeeded"))
 }
 
-/// A write that changes no row, and that `role` has the privilege for. `None` if it has none.
-async fn harmless_write(client: &Client, role: &str, table: &Table) -> Result<Option<String>, Failure> {
+/// A write that changes no row, and that a role has the privilege for.
+struct Write<'a> {
+    role: &'a str,
+    table: &'a Table,
+    statement: String,
+}
+
+/// One write for each role and table where the role has a privilege, by one query, however many there are.
+async fn harmless_writes<'a>(
+    client: &Client,
+    roles: &'a [String],
+    tables: &'a [Table],
+) -> Result<Vec<Write<'a>>, Failure> {
     let column_for = |privilege: &str| {
         format!(
             "(SELECT a.attname::text FROM pg_catalog.pg_attribute a
               WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND \
               a.attidentity <> 'a'
-                AND has_column_privilege($1, t.oid, a.attnum, '{privilege}') ORDER BY a.attnum LIMIT 1)"
+                AND has_column_privilege(r.name, t.oid, a.attnum, '{privilege}') ORDER BY a.attnum LIMIT 1)"
         )
     };
     let query = format!(
-        "SELECT {}, has_table_privilege($1, t.oid, 'DELETE'), {}
-         FROM (SELECT pg_catalog.to_regclass($2)::oid AS oid) AS t",
+        "SELECT {}, has_table_privilege(r.name, t.oid, 'DELETE'), {}
+         FROM unnest($1::text[]) WITH ORDINALITY AS r (name, place)
+         CROSS JOIN (SELECT pg_catalog.to_regclass(n.name)::oid AS oid, n.place
+                     FROM unnest($2::text[]) WITH ORDINALITY AS n (name, place)) AS t
+         ORDER BY r.place, t.place",
         column_for("UPDATE"),
         column_for("INSERT")
     );
-    let row = client.query_one(&query, &[&role, &table.sql()]).await?;
-    let column: Option<String> = row.get(0);
-    let may_delete: Option<bool> = row.get(1);
-    let insert: Option<String> = row.get(2);
-    Ok(match (column, may_delete, insert) {
-        (Some(column), _, _) => Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column))),
-        (None, Some(true), _) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
-        // The usual right on an append-only table.
-        (None, _, Some(column)) => {
-            Some(format!("INSERT INTO {} ({}) SELECT NULL WHERE false", table.sql(), ident(&column)))
+    let names: Vec<String> = tables.iter().map(Table::sql).collect();
+    let rows = client.query(&query, &[&roles, &names]).await?;
+    let pairs = roles.iter().flat_map(|role| tables.iter().map(move |table| (role, table)));
+    let write = |row: &Row, table: &Table| {
+        let column: Option<String> = row.get(0);
+        let may_delete: Option<bool> = row.get(1);
+        let insert: Option<String> = row.get(2);
+        match (column, may_delete, insert) {
+            (Some(column), _, _) => {
+                Some(format!("UPDATE {} SET {} = DEFAULT WHERE false", table.sql(), ident(&column)))
+            }
+            (None, Some(true), _) => Some(format!("DELETE FROM {} WHERE false", table.sql())),
+            // The usual right on an append-only table.
+            (None, _, Some(column)) => {
+                Some(format!("INSERT INTO {} ({}) SELECT NULL WHERE false", table.sql(), ident(&column)))
+            }
+            (None, _, None) => None,
         }
-        (None, _, None) => None,
-    })
+    };
+    Ok(pairs
+        .zip(&rows)
+        .filter_map(|((role, table), row)| Some(Write { role, table, statement: write(row, table)? }))
+        .collect())
 }
 
-async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str) -> Result<String, Failure> {
-    client.batch_execute(&format!("BEGIN READ WRITE; {USE_OWN_SEARCH_PATH_SQL}")).await?;
-    let result = match client.batch_execute(&format!("SET LOCAL ROLE {}", ident(role))).await {
+async fn expect_refusal(client: &Client, write: &Write<'_>) -> Result<String, Failure> {
+    let Write { role, table, statement } = write;
+    // Sent at once: with many partitions the answers' way would count. One write at a time: one that meets a lock is
+    // the last.
+    let (start, act) =
+        (format!("BEGIN READ WRITE; {USE_OWN_SEARCH_PATH_SQL}"), format!("SET LOCAL ROLE {}", ident(role)));
+    let (begun, acted, written, ended) = futures::join!(
+        client.batch_execute(&start),
+        client.batch_execute(&act),
+        client.batch_execute(statement),
+        client.batch_execute("ROLLBACK")
+    );
+    begun?;
+    ended?;
+    let result = match acted {
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             let message = format!(
                 "the verification cannot act as role {role}; next: GRANT {} TO the migration role",
@@ -157,9 +183,8 @@ async fn expect_refusal(client: &Client, role: &str, table: &Table, write: &str)
             return Err(Failure::new(Reason::PrivilegeMissing, message));
         }
         Err(e) => return Err(Failure::from(&e)),
-        Ok(()) => client.batch_execute(write).await,
+        Ok(()) => written,
     };
-    client.batch_execute("ROLLBACK").await?;
     match result {
         Ok(()) => {
             let message = format!(

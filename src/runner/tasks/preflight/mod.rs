@@ -13,6 +13,7 @@ mod copy_place;
 mod database;
 mod invariants;
 mod pooler;
+mod transactions;
 
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ pub async fn run(context: &TaskContext<'_>) -> Result<String, Failure> {
         database::check(context, target, client, &mut findings).await;
         copy_place::check(context, target, client, &mut findings).await;
         invariants::check(context, client, &mut findings).await;
+        transactions::check(context, client, &mut findings).await;
         findings.add("clocks", clocks::check(client).await);
     }
     checks::check(context, client.as_ref(), &mut findings).await;
