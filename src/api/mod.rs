@@ -8,6 +8,7 @@
     reason = "kube takes each printer column and each rule as an attribute of one name"
 )]
 
+mod backup_format;
 mod clock;
 mod crds;
 mod decision;
@@ -38,6 +39,7 @@ pub mod window_rules;
 mod window_state;
 mod work;
 
+pub use backup_format::*;
 pub use clock::*;
 pub use crds::{crds, crds_yaml};
 pub use decision::*;

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{NameRef, one};
-use crate::api::named::named;
+use crate::api::{BackupFormat, named::named};
 
 /// Object store and format of the backup, and export of key users.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -32,26 +32,6 @@ pub struct Backup {
     /// How rows are compressed; when absent, as `pg_dump` does by itself: gzip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-}
-
-/// How the dump lies in the store.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum BackupFormat {
-    /// One archive.
-    #[default]
-    Custom,
-    /// A manifest and several archives.
-    Directory,
-}
-
-named! {
-    BackupFormat: Custom, Directory
-}
-
-impl BackupFormat {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 fn is_one(jobs: &u32) -> bool {
