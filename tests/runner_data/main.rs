@@ -7,6 +7,10 @@ mod alert;
 mod backup;
 mod balances;
 mod checks;
+mod corpus;
+#[path = "../postgres/desk.rs"]
+#[allow(dead_code)]
+mod desk;
 mod entry;
 mod follow_up;
 mod harness;

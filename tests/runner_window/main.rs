@@ -5,6 +5,8 @@
 
 mod change_tracking;
 mod connections;
+#[path = "../postgres/desk.rs"]
+mod desk;
 mod hang;
 mod harness;
 mod invariants;

@@ -8,11 +8,15 @@ WITH RECURSIVE me AS (
     UNION SELECT i.inhrelid FROM pg_inherits AS i JOIN protected AS p ON i.inhparent = p.oid
 ), member (class, oid) AS (
     SELECT classid, objid FROM pg_depend WHERE deptype = 'e' AND refclassid = 'pg_extension'::regclass
+), constructor (oid) AS (
+    -- The server makes the functions of a range type itself.
+    SELECT objid FROM pg_depend WHERE classid = 'pg_proc'::regclass AND deptype = 'i'
 ), owned (class, oid, schema, owner, acl, usual) AS (
     SELECT 'pg_class'::regclass::oid, oid, relnamespace, relowner, relacl,
            acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner)
     FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND relpersistence <> 't'
     UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace, proowner, proacl, acldefault('f', proowner) FROM pg_proc
+    WHERE oid NOT IN (SELECT oid FROM constructor)
     UNION ALL SELECT 'pg_type'::regclass, t.oid, typnamespace, typowner, typacl, acldefault('T', typowner)
     FROM pg_type AS t LEFT JOIN pg_class AS c ON c.oid = typrelid
     WHERE coalesce(relkind = 'c', true) AND typtype <> 'm' AND typinput <> 'array_in'::regproc
@@ -38,7 +42,7 @@ WITH RECURSIVE me AS (
     SELECT 'pg_event_trigger'::regclass::oid, oid FROM pg_event_trigger
     UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language
     UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc AS p JOIN pg_language AS l ON l.oid = prolang
-    WHERE NOT lanpltrusted
+    WHERE NOT lanpltrusted AND prokind <> 'a' AND p.oid NOT IN (SELECT oid FROM constructor)
     UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type
     WHERE typtype IN ('b', 'p') AND typinput <> 'array_in'::regproc
     UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast
