@@ -6,7 +6,7 @@ CREATE TABLE notes (id serial PRIMARY KEY, owner name NOT NULL DEFAULT current_u
 ALTER TABLE notes ENABLE ROW LEVEL SECURITY; ALTER TABLE notes FORCE ROW LEVEL SECURITY;
 CREATE POLICY mine ON notes USING (owner = current_user) WITH CHECK (owner = current_user);
 CREATE POLICY readers ON notes AS RESTRICTIVE FOR SELECT TO app_{n} USING (note IS NOT NULL);
-INSERT INTO notes (owner, note) VALUES ('app_{n}', 'a'), ('somebody', 'b'), ('somebody', NULL);
+INSERT INTO notes (owner, note) VALUES ('app_{n}', 'a'), ('another', 'b'), ('another', NULL);
 GRANT SELECT, INSERT ON notes TO app_{n};
 ALTER TABLE user_credits ENABLE ROW LEVEL SECURITY; CREATE POLICY all_rows ON user_credits USING (true);
 --! up

@@ -1,4 +1,4 @@
-Domains, ranges, enums, composite types, arrays, jsonb, and rows that only their texts tell apart.
+Domains, ranges, enums, composite types, arrays, jsonb, and rows that differ in their texts alone.
 --! owner
 CREATE DOMAIN email AS text CHECK (VALUE LIKE '%@%');
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
@@ -25,4 +25,4 @@ ALTER TYPE point3 RENAME ATTRIBUTE height TO z;
 ALTER TYPE mood RENAME VALUE 'low' TO 'sad';
 {down}
 --! wrong RollbackNotEqual samples
-UPDATE samples SET f = 0 WHERE id = 2;
+UPDATE samples SET f = 1 WHERE id = 2;

@@ -1,5 +1,5 @@
 //! The corpus: databases of many shapes, each through backup, verification, rehearsal, window and rollback, with no
-//! false alarm and no false pass. A shape is a file of `tests/corpus`, which starts with what it is; see its README.
+//! false refusal and no false pass. A shape is a file of `tests/corpus`, which starts with what it is; see its README.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -22,11 +22,11 @@ use crate::{
     programs::MAJOR,
 };
 
-/// A shape that stands alone has its own tables of credits.
+/// A shape without the sample has its own tables of credits.
 const DROP_SAMPLE: &str = "DROP TABLE users, user_credits, credit_transactions, credit_packages, credit_purchases, \
     subscriptions CASCADE";
 
-/// Parts of a shape by their names. What stands behind a name in its line is the part's own, too.
+/// Parts of a shape by their names. What follows a name in its line is the part's own, too.
 struct Shape(BTreeMap<String, String>);
 
 impl Shape {

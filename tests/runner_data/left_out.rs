@@ -366,7 +366,7 @@ async fn sql_that_only_the_copy_allows_is_refused() {
 
 /// No owner is asked for it, so it is no difference.
 #[tokio::test]
-async fn sql_that_the_database_allows_passes_beside_what_belongs_to_others() {
+async fn sql_that_the_database_allows_passes_along_with_what_others_own() {
     let up = format!(
         "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
          CREATE TABLE branches (id int PRIMARY KEY, region int REFERENCES regions);

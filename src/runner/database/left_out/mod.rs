@@ -84,12 +84,12 @@ pub struct Object {
     /// Statements that make its grants.
     pub grants: Vec<String>,
     /// What is to be known if it belongs to a role whose rights the migration role lacks.
-    pub foreign: Option<Foreign>,
+    pub foreign: Option<OtherOwner>,
 }
 
 /// An object of a role whose rights the migration role lacks: in the copy it belongs to the migration role.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct OtherOwner {
     /// Its address, for `pg_get_object_address`.
     pub names: Vec<String>,
     /// The rest of it.
@@ -276,7 +276,7 @@ fn object(row: &Row) -> Option<Object> {
         owner: row.get(9),
         needs: row.get(10),
         grants: row.get::<_, Option<Vec<String>>>(18).unwrap_or_default(),
-        foreign: row.get::<_, bool>(11).then(|| Foreign {
+        foreign: row.get::<_, bool>(11).then(|| OtherOwner {
             names: row.get(12),
             args: row.get(13),
             droppable: row.get(14),
