@@ -63,7 +63,7 @@ impl TaskContext<'_> {
         }
     }
 
-    /// What the names of all objects of a backup begin with.
+    /// What the names of all objects of a backup start with.
     pub(in crate::runner) fn backup_base(object: &str) -> &str {
         let dump = object.strip_suffix(MANIFEST).and_then(|folder| folder.strip_suffix('/')).unwrap_or(object);
         dump.strip_suffix(".dump").unwrap_or(dump)

@@ -113,6 +113,7 @@ const IDENTIFIERS: &[(&str, &str)] = &[
 /// Identifiers that are named by others, or have a sense of their own.
 const LEGITIMATE_IDENTIFIERS: &[(&str, &str)] = &[
     ("DeserializeGuard", "of the crate kube"),
+    ("MutexGuard", "of the standard library"),
     ("LeaseGuard", "holds a lease until it is dropped"),
     ("drop_guard", "of the crate tokio-util"),
     ("Begin", "a statement of the crate squawk-syntax"),

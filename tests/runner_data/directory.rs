@@ -101,7 +101,7 @@ async fn a_dump_in_several_archives_is_read_back_and_restored() {
     assert!(!world.has_scratch().await);
 }
 
-/// What the manual tells to do by hand; and that the copy is the original.
+/// What is done by hand, by the manual; and that the copy is the original.
 #[tokio::test]
 async fn a_dump_in_several_archives_is_restored_by_hand() {
     let mut world = world(2).await;

@@ -1,4 +1,5 @@
-//! Figures of the manual: memory of the runner, and what jobs are worth. Ignored, since they take minutes and gigabytes:
+//! Figures of the manual: memory of the runner, and what jobs are worth. Ignored, since they take minutes and
+//! gigabytes:
 //! `cargo test --test runner_data -- --ignored --nocapture size`.
 
 use std::{
@@ -30,7 +31,7 @@ fn process(pid: &str) -> Option<(String, u32, u64)> {
 }
 
 impl Peak {
-    fn look(&mut self) {
+    fn read(&mut self) {
         let own = std::process::id();
         let mut all = BTreeMap::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -59,7 +60,7 @@ impl Peak {
 
 /// Runs a task; how long it took, and the most memory meanwhile.
 async fn measured(world: &mut World, task: Task) -> (Duration, Peak) {
-    // From here on the process counts anew.
+    // From here on the process counts again.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (mut peak, started) = (Peak::default(), Instant::now());
     let run = async {
@@ -73,7 +74,7 @@ async fn measured(world: &mut World, task: Task) -> (Duration, Peak) {
     let outcome = loop {
         tokio::select! {
             outcome = &mut run => break outcome,
-            _ = ticks.tick() => peak.look(),
+            _ = ticks.tick() => peak.read(),
         }
     };
     outcome.result.unwrap();

@@ -89,8 +89,8 @@ pub struct Verified {
     pub entries: u64,
 }
 
-/// Reads an archive to its end, all of it through `pg_restore`: a table of contents alone is at the start of a dump that
-/// is cut in half, too. Nothing is written to disk. `read` is told what [`stream_through`] tells it.
+/// Reads an archive to its end, all of it through `pg_restore`: a dump that is cut in half has a table of contents at
+/// its start, too. Nothing is written to disk. `read` is called as in [`stream_through`].
 ///
 /// # Errors
 /// `BackupAltered` if its digest is another, `BackupUnreadable` if it is missing or no complete archive; those of the

@@ -65,7 +65,8 @@ impl Manifest {
     /// Reads the manifest of a dump.
     ///
     /// # Errors
-    /// `BackupAltered` if its digest is another, `BackupUnreadable` if it is missing or no manifest; those of the store.
+    /// `BackupAltered` if its digest is another, `BackupUnreadable` if it is missing or no manifest; those of the
+    /// store.
     pub async fn read(store: &StoreClient, object: &str, expected: &str) -> Result<Self, Failure> {
         let (mut chunks, mut text) = (store.get(object).await?, Vec::new());
         while let Some(chunk) = chunks.next().await {

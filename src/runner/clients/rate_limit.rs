@@ -68,7 +68,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Bytes that pass in so many seconds, if `readers` wait as they are told.
+    /// Bytes that pass in so many seconds, if `readers` wait as long as they have to.
     fn passed_in(seconds: u32, readers: usize, chunk: u64) -> u64 {
         let mut bucket = Bucket { bytes_per_second: 1_000, paid_until: Duration::ZERO };
         let (mut free_at, mut passed) = (vec![Duration::ZERO; readers], 0);

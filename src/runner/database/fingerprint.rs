@@ -131,7 +131,7 @@ SELECT 'schema ' || quote_ident(n.nspname), 'owner ' || pg_get_userbyid(n.nspown
 FROM pg_namespace AS n
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'credit_migration')"#;
 
-/// Bytes of a table that are read between two looks at the limit.
+/// Bytes of a table that are read between two checks of the limit.
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// Tables with rows of their own: name, bytes, and blocks by which rows can be found; 0 if they cannot. Versions before
@@ -154,7 +154,8 @@ FROM pg_sequences WHERE schemaname NOT IN ('credit_migration')";
 
 impl Fingerprint {
     /// Takes the fingerprint of the database that `client` is connected to, in one snapshot, and reads tables no faster
-    /// than the limit. `read` is told of each table that is read, and how many they are.
+    /// than the limit. `read` is called for each table that was read, with the
+    /// number of all.
     ///
     /// # Errors
     /// Those of a database error: mostly `ConnectionLost`, or `SqlFailed` for a table that cannot be read.

@@ -14,8 +14,8 @@ use crate::{
 /// How often the status of a run says how far it is.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts, also what several parts do at the same time. Nothing is noted of what takes less than 10 s, nor while nothing
-/// goes on; what was noted is removed when the meter is dropped.
+/// Counts, also what several parts do at the same time. Nothing is noted of what takes less than 10 s, nor while
+/// nothing goes on; what was noted is removed when the meter is dropped.
 pub struct Meter {
     progress: Progress,
     work: Activity,

@@ -124,7 +124,7 @@ impl<'a> Dumper<'a> {
 
 /// A dump that does not count yet.
 pub(super) struct Dumped {
-    /// What stands for the dump.
+    /// The object by which the dump is named.
     pub(super) object: String,
     /// Of all archives.
     pub(super) bytes: u64,

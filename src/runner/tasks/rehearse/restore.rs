@@ -55,7 +55,7 @@ pub(in crate::runner::tasks) struct Restored {
 }
 
 impl<'a> Restorer<'a> {
-    /// Looks at the original for what the copy goes without.
+    /// Reads from the original what the copy goes without.
     ///
     /// # Errors
     /// `PrivilegeMissing` if the role may not restore what the migration needs; those of a database error.
