@@ -343,7 +343,7 @@ impl Query<'_> {
     /// parameters are the migration's UID, the users of `ids` and the cutover.
     fn wrong(&self, ids: &str) -> String {
         let Self { balances, transactions, cutover, .. } = self;
-        let BalancesTable { table, user, balance, user_type, .. } = balances;
+        let BalancesTable { table, user, balance, user_type } = balances;
         let x = transactions;
         format!(
             "WITH ids AS MATERIALIZED ({ids}),

@@ -111,6 +111,12 @@ pub async fn cleanup(client: &mut Client, control_spec: &ControlSpec) -> Result<
                 define(&tx, "DROP TABLE credit_migration.unexplained_balances").await?;
             }
         }
+        if exists(&tx, "parked_tables").await? {
+            let parked = tx.query_opt("SELECT FROM credit_migration.parked_tables LIMIT 1", &[]).await?;
+            if parked.is_none() {
+                define(&tx, "DROP TABLE credit_migration.parked_tables, credit_migration.parked_grants").await?;
+            }
+        }
         define(
             &tx,
             "DROP FUNCTION IF EXISTS credit_migration.block_writes();

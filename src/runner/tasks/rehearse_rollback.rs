@@ -95,7 +95,8 @@ async fn rehearse(
     client.batch_execute("ANALYZE").await?;
     let rows = count_rows(&mut client).await?;
     // As standby does; the copy's tables are not those that were compared then.
-    control::compare_untracked(&mut client, &control_spec, Direction::Rollback, true).await?;
+    control::refresh_baseline(&mut client, &control_spec, Direction::Rollback).await?;
+    let untracked = control::compare_untracked(&mut client, &control_spec, Direction::Rollback, true).await?.differing;
     let rolled_back = write_block::with_blocked_copy(&mut client, &control_spec, async |client| {
         control::rehearse_down(client, &control_spec, &down, None).await
     });
@@ -112,6 +113,16 @@ async fn rehearse(
         let message = format!("the down SQL changed the balances of {unexplained} of {users} users, limit 0");
         return Err(Failure::new(Reason::BalancesUnexplained, message));
     }
+    let (unexplained, balances) = match untracked {
+        0 => (unexplained, balances),
+        untracked => (
+            Some(unexplained.unwrap_or(0) + untracked),
+            format!(
+                "the balances of {untracked} users were written without a trace in the change tracking, limit 0: a \
+                 rollback keeps them as they are; {balances}"
+            ),
+        ),
+    };
     let server = server_of(context, &client).await?;
     let server = server.map_or_else(String::new, |server| format!("; the copy was on another server, {server}"));
     let mut transactions = since.map_or_else(Vec::new, |Usage { transactions, .. }| transactions);

@@ -282,8 +282,6 @@ async fn transaction(
     };
     let all_compared = unchanged.is_none();
     let users = match direction {
-        // No trigger has seen what was moved.
-        Direction::Forward if !balances_after.is(&balances_before) => WrittenUsers::All,
         // The other users are compared after the commit, during the rollout, while a rollback loses nothing.
         Direction::Forward => WrittenUsers::to_compare(&tx).await?,
         Direction::Rollback if all_compared => WrittenUsers::All,

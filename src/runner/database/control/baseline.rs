@@ -166,6 +166,10 @@ async fn list_written(
     balances: &BalancesTable,
     condition: &str,
 ) -> Result<(), Failure> {
+    // The copy of a database that an earlier version of this program has prepared has no such table.
+    if !exists(tx, "written_users").await? {
+        return Ok(());
+    }
     let users = match WrittenUsers::tracked(tx).await? {
         WrittenUsers::Tracked => format!("SELECT DISTINCT c.user_id FROM credit_migration.changed_users c {condition}"),
         WrittenUsers::All => format!("SELECT t.{}::text FROM {} t", balances.user, balances.table.sql()),
@@ -227,7 +231,7 @@ async fn reconcile_where(
              RETURNING balance) SELECT count(*), coalesce(sum(balance), 0)::text FROM old"
         );
         let old = tx.query_one(&delete, &[&spec.uid]).await?;
-        let BalancesTable { table, user, balance, user_type, .. } = balances;
+        let BalancesTable { table, user, balance, user_type } = balances;
         let insert = format!(
             "WITH new AS (INSERT INTO credit_migration.baseline (migration_uid, user_id, balance)
              SELECT $1, t.{user}::text, t.{balance}::numeric FROM {} t
@@ -299,7 +303,7 @@ impl WrittenUsers {
 
     /// SQL: baseline `b` and balance `t` of each user. `$1` is the migration's UID.
     pub(super) fn joined(self, balances: &BalancesTable) -> String {
-        let BalancesTable { table, user, balance, user_type, .. } = balances;
+        let BalancesTable { table, user, balance, user_type } = balances;
         let (of_baseline, of_balances) = match self {
             Self::All => (String::new(), String::new()),
             Self::Tracked => {

@@ -68,7 +68,7 @@ pub(crate) use baseline::{WrittenUsers, has_baseline};
 pub use baseline::{
     compare, credits_written, list_unexplained, refresh_baseline, take_baseline, users_written, users_written_within,
 };
-pub use compare::{compare_blocked, compare_untracked};
+pub use compare::{Untracked, compare_blocked, compare_untracked};
 pub use cutover::{Cutover, cutover, keep_snapshot};
 pub(crate) use cutover::{TransactionsTable, columns, transactions};
 pub use drain::{ROLLBACK_REHEARSAL, drain, terminate_readers};

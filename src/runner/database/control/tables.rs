@@ -133,8 +133,9 @@ pub(crate) async fn existing(client: &impl GenericClient, name: &str) -> Result<
     Ok(Table { schema: row.get(0), name: row.get(1) })
 }
 
-/// The tables of the spec that exist now, without doubles. After the up SQL a view may have the name of one: what is
-/// written by it is written to a table beneath.
+/// The tables of the spec that exist now, without doubles, parked ones under the names that they have now: who has a
+/// lock on one of these keeps a rollback from moving it back. After the up SQL a view may have the name of a table: what
+/// is written by it is written to a table beneath.
 ///
 /// # Errors
 /// `TableMissing` if one is another relation before the up SQL; database errors.
@@ -148,6 +149,12 @@ pub(crate) async fn protected(client: &impl GenericClient, spec: &ControlSpec) -
         return Err(not_a_table(&other.name));
     }
     let mut tables: Vec<Table> = tables.into_iter().map(|found| found.table).collect();
+    if exists(client, "parked_tables").await? {
+        let query = "SELECT p.parked_in, p.name FROM credit_migration.parked_tables p
+            WHERE p.migration_uid = $1 AND pg_catalog.to_regclass(format('%I.%I', p.parked_in, p.name)) IS NOT NULL";
+        let parked = client.query(query, &[&spec.uid]).await?;
+        tables.extend(parked.iter().map(|row| Table { schema: row.get(0), name: row.get(1) }));
+    }
     tables.sort();
     tables.dedup();
     Ok(tables)
@@ -235,7 +242,7 @@ pub(crate) async fn balances_after(
 async fn columns_of(client: &impl GenericClient, columns: &Balances, table: Table) -> Result<BalancesTable, Failure> {
     let rows = client
         .query(
-            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attrelid, a.attnum
+            "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod)
              FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = pg_catalog.to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text \
              = ANY ($2)",
@@ -246,7 +253,7 @@ async fn columns_of(client: &impl GenericClient, columns: &Balances, table: Tabl
         return Err(missing(&columns.table));
     }
     let column = |name: &str| rows.iter().find(|row| row.get::<_, &str>(0) == name);
-    let (Some(user), Some(balance)) = (column(&columns.user_column), column(&columns.balance_column)) else {
+    let (Some(user), Some(_)) = (column(&columns.user_column), column(&columns.balance_column)) else {
         let message = format!(
             "{table} lacks column {} or {}; next: correct spec.credits",
             columns.user_column, columns.balance_column
@@ -257,7 +264,6 @@ async fn columns_of(client: &impl GenericClient, columns: &Balances, table: Tabl
         user: ident(&columns.user_column),
         balance: ident(&columns.balance_column),
         user_type: user.get(1),
-        stored_in: (user.get(2), user.get(3), balance.get(3)),
         table,
     })
 }
@@ -268,15 +274,6 @@ pub(crate) struct BalancesTable {
     pub user: String,
     pub balance: String,
     pub user_type: String,
-    /// The relation and its two columns, which keep their numbers when they get other names.
-    stored_in: (u32, i16, i16),
-}
-
-impl BalancesTable {
-    /// Whether the other one has the very same balances, under whatever names.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        self.stored_in == other.stored_in
-    }
 }
 
 pub(super) fn missing(name: &str) -> Failure {
