@@ -82,14 +82,24 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
+fn cut(name: &str) -> String {
+    name.chars().take(TableUsers::MAX_NAME).collect()
+}
+
 impl TableUsers {
     /// Those that a status names.
     const MAX_NAMED: usize = 50;
     /// Those that one line names.
     const MAX_IN_LINE: usize = 10;
+    /// Characters of a name: a function's has its arguments. The schema refuses a status with a longer one.
+    const MAX_NAME: usize = 512;
 
     /// Of all that use the tables, in any order.
     pub fn new(mut all: Vec<TableUser>, statement_statistics: StatementStatistics) -> Self {
+        for user in &mut all {
+            user.name = cut(&user.name);
+            user.table = user.table.as_deref().map(cut);
+        }
         all.sort();
         all.dedup();
         let more = all.len().saturating_sub(Self::MAX_NAMED);
@@ -141,6 +151,13 @@ mod tests {
 
     fn user(kind: TableUserKind, name: &str) -> TableUser {
         TableUser { kind, name: name.to_owned(), table: Some("public.orders".to_owned()) }
+    }
+
+    #[test]
+    fn a_name_is_no_longer_than_the_schema_allows() {
+        let user = TableUser { kind: TableUserKind::Function, name: "ä".repeat(600), table: Some("t".repeat(600)) };
+        let users = TableUsers::new(vec![user], StatementStatistics::Read);
+        assert_eq!((users.used_by[0].name.chars().count(), users.used_by[0].table.as_ref().unwrap().len()), (512, 512));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tables that are moved out of the way instead of being dropped.
 
+use std::time::Duration;
+
 use credit_migration::{
     api::{Direction, Park, Reason, WindowCommand as Order, WindowState as State},
     runner::{
@@ -217,4 +219,53 @@ async fn a_name_that_the_up_sql_takes_is_not_free_for_the_rollback() {
     assert_eq!(failure.reason, Reason::TableNotParked);
     let words = ["cannot be moved back: relation \"plain\" already exists", "must not have their names"];
     assert!(words.iter().all(|part| failure.message.contains(part)), "{failure}");
+}
+
+/// The owner keeps its rights, and with them its jobs.
+#[tokio::test]
+async fn a_rollback_works_whatever_partitions_came_and_went_meanwhile() {
+    let (database, spec) = (shop().await, park(PARKED));
+    let mut client = database.prepared(&spec).await;
+    control::rehearse_up(&mut client, &spec, &up(), &down(), None).await.unwrap();
+    let owner = database.session("migrator").await;
+    let retention = "DROP TABLE parked.logs_1;
+        CREATE TABLE parked.logs_2 PARTITION OF parked.logs FOR VALUES FROM ('2021-01-01') TO ('2022-01-01')";
+    owner.batch_execute(retention).await.unwrap();
+    control::rehearse_down(&mut client, &spec, &down(), None).await.unwrap();
+    let partitions = "SELECT string_agg(inhrelid::regclass::text, ',') FROM pg_inherits
+        WHERE inhparent = 'shop.logs'::regclass";
+    assert_eq!(database.value(partitions).await, "shop.logs_2");
+    assert_eq!(database.value("SELECT to_regnamespace('parked')").await, "");
+}
+
+/// It would be found with writes blocked: to move a table needs a right where it goes, and none where it is.
+#[tokio::test]
+async fn a_table_that_could_not_be_moved_back_is_not_parked() {
+    let (database, spec) = (Database::new().await, park(&["other.gone"]));
+    let root = database.session("postgres").await;
+    let of_another = "CREATE SCHEMA other; CREATE TABLE other.gone (id int); ALTER TABLE other.gone OWNER TO migrator;
+        GRANT USAGE ON SCHEMA other TO migrator, app, analyst";
+    root.batch_execute(of_another).await.unwrap();
+    let mut client = database.prepared(&spec).await;
+    let refused = control::rehearse_up(&mut client, &spec, &sql(&["SELECT 1"]), &sql(&["SELECT 1"]), None).await;
+    let failure = refused.unwrap_err();
+    assert_eq!(failure.reason, Reason::TableNotParked, "{failure}");
+    let next = "next: GRANT CREATE ON SCHEMA \"other\" TO \"migrator\";";
+    assert!(failure.message.contains(next), "{failure}");
+}
+
+/// Who reads a parked table keeps it from being moved back: such a session is ended as one on a protected table is.
+#[tokio::test]
+async fn who_reads_a_parked_table_keeps_no_rollback_waiting() {
+    let (database, spec) = (shop().await, park(PARKED));
+    let mut client = database.prepared(&spec).await;
+    control::rehearse_up(&mut client, &spec, &up(), &down(), None).await.unwrap();
+    let root = database.session("postgres").await;
+    root.batch_execute("CREATE ROLE parked_reader LOGIN IN ROLE migrator").await.unwrap();
+    let reader = database.session("parked_reader").await;
+    reader.batch_execute("BEGIN; SELECT FROM parked.\"Old orders\"").await.unwrap();
+    let failure = control::rehearse_down(&mut client, &spec, &down(), None).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::LockTimeout, "{failure}");
+    control::drain(&client, &spec, None, Duration::from_secs(5)).await.unwrap();
+    control::rehearse_down(&mut client, &spec, &down(), None).await.unwrap();
 }

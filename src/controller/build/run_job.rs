@@ -146,9 +146,11 @@ fn pod(run: &MigrationRun, plan: &CreditMigrationSpec, image: &str, priority_cla
 
 /// What the pod of a task requests, and its limits.
 pub(in crate::controller) fn resources(task: Task, given: &RunnerResources) -> ResourceRequirements {
-    // A node that is short of memory evicts first what uses more than it has requested.
-    let memory = if task.is_window() { given.memory_limit() } else { "64Mi" };
-    let memory = given.requests.memory.as_deref().unwrap_or(memory);
+    let memory = match task.is_window() {
+        // A node that is short of memory evicts first what uses more than it has requested.
+        true => given.memory_limit(),
+        false => given.requests.memory.as_deref().unwrap_or("64Mi"),
+    };
     let list = |cpu: Option<&str>, memory: &str, disk: &Option<String>| {
         let amounts = [("cpu", cpu), ("memory", Some(memory)), ("ephemeral-storage", disk.as_deref())];
         Some(amounts.into_iter().filter_map(|(name, amount)| Some(quantity(name, amount?))).collect())

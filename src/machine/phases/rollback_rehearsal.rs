@@ -124,8 +124,10 @@ impl Transition<'_> {
         };
         let attempt = self.attempt(Step::RehearseRollback);
         if let Some(failed) = rehearsals.and_then(|rehearsals| rehearsals.failed.as_ref()) {
-            // A window needs no pg_dump, and lets the down SQL act outside of the database: writes are blocked.
-            let not_shown = matches!(failed.reason, Reason::ServerTooNew | Reason::SqlOutsideDatabase);
+            // A window needs neither pg_dump nor the copy's server, and lets the down SQL act outside of the database:
+            // writes are blocked.
+            let not_shown =
+                matches!(failed.reason, Reason::ServerTooNew | Reason::ServerTooOld | Reason::SqlOutsideDatabase);
             let now = match not_shown {
                 true => "it does not show whether a rollback now would work",
                 false => "a rollback now would fail as well",

@@ -130,7 +130,8 @@ impl Room {
 /// The copy can be made on another server, to which `target` leads and where `other` is a session. Says the figures.
 ///
 /// # Errors
-/// `ServerTooOld`, `ServerTooNew`, `HostUnreachable` if it is a standby, `ExtensionMissing`, `RoleMissing`,
+/// `ServerTooOld`, `ServerTooNew`, `HostUnreachable` if it is a standby, `CopyTooRisky` if it is the original's server,
+/// `ExtensionMissing`, `RoleMissing`,
 /// `PrivilegeMissing`; those of a database error.
 pub async fn elsewhere(
     original: &Client,
@@ -143,6 +144,14 @@ pub async fn elsewhere(
     if other.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0) {
         let message = "spec.rehearsal.connection leads to a standby; next: put the primary's address into its Secret";
         return Err(Failure::new(Reason::HostUnreachable, message));
+    }
+    let identifier = "SELECT system_identifier FROM pg_control_system()";
+    let [own, its]: [i64; 2] =
+        [original.query_one(identifier, &[]).await?.get(0), other.query_one(identifier, &[]).await?.get(0)];
+    if own == its {
+        let message = "spec.rehearsal.connection leads to the original's own server (the same system identifier); next: \
+            leave it out, so that disk, slots and standbys are checked, or name another server";
+        return Err(Failure::new(Reason::CopyTooRisky, message));
     }
     let extensions = original.query("SELECT extname::text FROM pg_extension ORDER BY 1", &[]).await?;
     let extensions: Vec<String> = extensions.iter().map(|row| row.get(0)).collect();

@@ -87,7 +87,7 @@ fn balances_that_nothing_explains_keep_a_rollback_ready() {
 /// What ends the rehearsal ends no window.
 #[test]
 fn a_rehearsal_that_shows_nothing_of_a_rollback_makes_it_unknown() {
-    for reason in [Reason::SqlOutsideDatabase, Reason::ServerTooNew] {
+    for reason in [Reason::SqlOutsideDatabase, Reason::ServerTooNew, Reason::ServerTooOld] {
         let mut s = rehearsed(RollbackRehearsalMode::Daily);
         s.fail(TASK, reason).settle();
         let (status, found, message) = rollback_ready(&s);

@@ -112,6 +112,19 @@ async fn obstacle(
             park.schema
         )));
     }
+    // A rollback moves them back, and needs the right where they are now.
+    let query = "SELECT DISTINCT n.nspname::text, session_user::text
+        FROM unnest($1::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name)
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT has_schema_privilege(n.oid, 'CREATE') ORDER BY 1";
+    if let Some(row) = client.query(query, &[&names]).await?.first() {
+        let (schema, login): (&str, &str) = (row.get(0), row.get(1));
+        return Ok(Some(format!(
+            "role {login} may not create in schema {schema}, so a rollback could not move its tables back; next: GRANT \
+             CREATE ON SCHEMA {} TO {};",
+            ident(schema),
+            ident(login)
+        )));
+    }
     let query = format!(
         "WITH {ACLS} SELECT DISTINCT a.oid::regclass::text, r.rolname::text, session_user::text
          FROM acls a, aclexplode(a.acl) AS i JOIN pg_roles r ON r.oid = i.grantor
@@ -194,11 +207,16 @@ pub(super) async fn unpark(tx: &Transaction<'_>, spec: &ControlSpec, settings: &
     if parked.0.is_empty() {
         return Ok(());
     }
-    let moves: Vec<String> = parked
+    let mut moves: Vec<String> = parked
         .0
         .iter()
-        .map(|of| format!("ALTER TABLE {} SET SCHEMA {}", of.now().sql(), ident(&of.table.schema)))
+        // A partition may have been dropped meanwhile, by a job that the owner's rights allow.
+        .map(|of| format!("ALTER TABLE IF EXISTS {} SET SCHEMA {}", of.now().sql(), ident(&of.table.schema)))
         .collect();
+    moves.extend(parked.added(tx).await?.iter().map(|(table, schema)| {
+        // One that was added belongs where its parent was.
+        format!("ALTER TABLE {} SET SCHEMA {}", table.sql(), ident(schema))
+    }));
     define(tx, &moves.join("; ")).await.map_err(|failure| not_parked("cannot be moved back", failure))?;
     let query = "SELECT g.kind, g.schema, g.name, g.column_name, g.grantor, g.grantee, g.grantable,
                         array_agg(g.privilege ORDER BY g.place), pg_get_userbyid(c.relowner)::text
@@ -313,6 +331,21 @@ impl Parked {
             schema_is_new: row.get(3),
         };
         Ok(Self(rows.iter().map(of).collect()))
+    }
+
+    /// Partitions and children that were added to them while they were parked, in the schema of the parked tables: each
+    /// with the schema where its root was.
+    async fn added(&self, tx: &Transaction<'_>) -> Result<Vec<(Table, String)>, Failure> {
+        let mut added: Vec<(Table, String)> = Vec::new();
+        for of in &self.0 {
+            for table in with_children(tx, &[of.now()]).await? {
+                let known = self.0.iter().any(|of| of.now() == table) || added.iter().any(|(other, _)| *other == table);
+                if !known && table.schema == of.parked_in {
+                    added.push((table, of.table.schema.clone()));
+                }
+            }
+        }
+        Ok(added)
     }
 
     /// They are there no more: neither is their record, nor a schema that was made for them and is empty.

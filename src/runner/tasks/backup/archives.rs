@@ -138,7 +138,7 @@ pub(super) struct Dumped {
 
 /// What is written last, and makes the dump count.
 enum Last {
-    Parts(Upload),
+    Parts(Box<Upload>),
     Manifest(Vec<u8>),
 }
 
@@ -146,7 +146,7 @@ impl Dumped {
     /// One archive.
     pub(super) fn custom(object: String, archive: Archive) -> Self {
         let Archive { upload, bytes, sha256 } = archive;
-        Self { object, bytes, sha256, archives: 1, last: Last::Parts(upload), written: vec![] }
+        Self { object, bytes, sha256, archives: 1, last: Last::Parts(Box::new(upload)), written: vec![] }
     }
 
     /// The archives of a manifest, which are in the bucket.
