@@ -149,7 +149,7 @@ pub async fn elsewhere(
     let [own, its]: [i64; 2] =
         [original.query_one(identifier, &[]).await?.get(0), other.query_one(identifier, &[]).await?.get(0)];
     if own == its {
-        let message = "spec.rehearsal.connection leads to the original's own server (the same system identifier); next: \
+        let message = "spec.rehearsal.connection leads to the original's own server (one system identifier); next: \
             leave it out, so that disk, slots and standbys are checked, or name another server";
         return Err(Failure::new(Reason::CopyTooRisky, message));
     }

@@ -134,8 +134,8 @@ pub(crate) async fn existing(client: &impl GenericClient, name: &str) -> Result<
 }
 
 /// The tables of the spec that exist now, without doubles, parked ones under the names that they have now: who has a
-/// lock on one of these keeps a rollback from moving it back. After the up SQL a view may have the name of a table: what
-/// is written by it is written to a table beneath.
+/// lock on one of these keeps a rollback from moving it back. After the up SQL a view may have the name of a table:
+/// what is written by it is written to a table beneath.
 ///
 /// # Errors
 /// `TableMissing` if one is another relation before the up SQL; database errors.
