@@ -82,11 +82,12 @@ impl<'a> Settings<'a> {
     /// As [`Settings::target`], for any database.
     pub fn copy_target(&self) -> Result<Option<Target>, Failure> {
         let Some(connection) = &self.spec.plan.rehearsal.connection else { return Ok(None) };
+        const FIELD: &str = "spec.rehearsal.connection";
         let read = self.connect_by(connection, mounts::COPY, mounts::COPY_CA, "postgres");
         let (target, _) = read.map_err(|Failure { reason, message }| {
-            Failure::new(reason, message.replace("spec.database.connection", "spec.rehearsal.connection"))
+            Failure::new(reason, message.replace("spec.database.connection", FIELD))
         })?;
-        Ok(Some(target))
+        Ok(Some(target.of_field(FIELD)))
     }
 
     /// By a Secret whose keys are files of a folder; `database` is meant where it names none.

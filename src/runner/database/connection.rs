@@ -111,7 +111,7 @@ impl Target {
     /// # Errors
     /// `HostUnreachable`, `CertificateNotTrusted`, `AuthenticationFailed`, `WrongDatabase`, `ConnectionInvalid`.
     pub async fn connect(&self, step: &str) -> Result<Client, Failure> {
-        self.primary(step, Purpose::Step).await.map_err(|error| error.failure)
+        self.primary(step, Purpose::Step).await.map_err(|error| self.named(error.failure))
     }
 
     /// The same for control statements: each has a limit, so that none waits without end while writes are blocked.

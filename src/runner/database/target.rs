@@ -35,7 +35,12 @@ pub struct Target {
     pub(super) database: String,
     pub(super) channel_binding: ChannelBinding,
     pub(super) tls: Option<Arc<ServerTls>>,
+    /// The field of the spec that names its Secret.
+    pub(super) field: &'static str,
 }
+
+/// The field that names the Secret of the database.
+const DATABASE_FIELD: &str = "spec.database.connection";
 
 /// A connection whose parts are texts of their own.
 #[derive(Clone, Copy)]
@@ -143,7 +148,16 @@ impl Target {
             }
         }
         let channel_binding = ChannelBinding::Prefer;
-        Ok(Self { hosts, last_primary: Arc::default(), user, password, database, channel_binding, tls: None })
+        Ok(Self {
+            hosts,
+            last_primary: Arc::default(),
+            user,
+            password,
+            database,
+            channel_binding,
+            tls: None,
+            field: DATABASE_FIELD,
+        })
     }
 
     /// What the spec says goes before what the Secret says.
@@ -164,6 +178,16 @@ impl Target {
         };
         self.tls = verification.map(|verification| ServerTls::new(verification, pem).map(Arc::new)).transpose()?;
         Ok(self)
+    }
+
+    /// The same, by the Secret that this field of the spec names: for messages.
+    pub fn of_field(self, field: &'static str) -> Self {
+        Self { field, ..self }
+    }
+
+    /// A failure to connect, with the field that this one is of.
+    pub(super) fn named(&self, failure: Failure) -> Failure {
+        Failure { message: failure.message.replace(DATABASE_FIELD, self.field), ..failure }
     }
 
     /// Same server and role, other database.

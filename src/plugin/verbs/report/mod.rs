@@ -15,8 +15,8 @@ use self::checklist::{Section, checklist};
 use super::{completion, status::current_state, verify::verify};
 use crate::{
     api::{
-        CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, StatementEvidence, Task,
-        Time,
+        CreditMigrationStatus, ExpectedWindow, RecoveryPoints, Replication, ReportEvidence, StatementEvidence,
+        TableUsers, Task, Time,
     },
     plugin::{
         PluginError,
@@ -54,6 +54,8 @@ struct MigrationReport {
     author: String,
     digest: Option<String>,
     expected_window: Option<ExpectedWindow>,
+    /// What else uses the tables, as the approvers were asked on it.
+    table_users: Option<String>,
     /// The checklist, section by section.
     checklist: Vec<Section>,
     /// Statements of the SQL as the rehearsal measured them, the longest first.
@@ -123,6 +125,7 @@ fn of(record: &Record) -> MigrationReport {
         author: m.spec.requested_by.clone(),
         digest: status.plan.as_ref().and_then(|p| p.digest.clone()),
         expected_window: status.plan.as_ref().and_then(|p| p.expected_window.clone()),
+        table_users: status.table_users.as_ref().and_then(TableUsers::summary),
         checklist: checklist(record, &status),
         statements: m.measured_statements(),
         decisions: record
@@ -230,6 +233,7 @@ fn markdown(report: &MigrationReport) -> String {
         author,
         digest,
         expected_window,
+        table_users,
         checklist,
         statements,
         decisions,
@@ -245,6 +249,9 @@ fn markdown(report: &MigrationReport) -> String {
         digest.as_deref().unwrap_or("none yet"),
         expected_window.as_ref().map_or_else(|| "not known yet".to_owned(), ExpectedWindow::summary)
     );
+    if let Some(users) = table_users {
+        let _ = writeln!(text, "- Tables: {}", one_line(users.clone()));
+    }
     for section in checklist {
         let _ = write!(text, "\n## {}\n", section.title);
         for line in &section.lines {

@@ -1,5 +1,5 @@
 //! A dump in several archives into a copy: all but rows, then the rows by several programs at the same time, then what
-//! builds on rows, such as indexes.
+//! builds on rows, such as indexes, and then the grants: an owner may have taken from itself the right to write rows.
 //!
 //! Only the schema is in a file, which one program needs to restore by several sessions; rows are streamed.
 
@@ -49,7 +49,7 @@ pub(super) async fn restore(
     let list = archive::list_file(&context.tools, &file).await?;
 
     let section = async |name: &str, jobs: u32| {
-        let mut arguments = vec![format!("--section={name}")];
+        let mut arguments = vec![format!("--section={name}"), "--no-acl".to_owned()];
         if jobs > 1 && restorer.has_jobs() {
             arguments.push(format!("--jobs={jobs}"));
         }
@@ -66,7 +66,20 @@ pub(super) async fn restore(
     let restored = futures::stream::iter(rows).map(of_rows).buffer_unordered(usize::try_from(jobs).unwrap_or(1));
     restored.try_collect::<Vec<()>>().await?;
     section("post-data", jobs).await?;
+    let grants: String = list.lines().filter(|line| is_grant(line)).flat_map(|line| [line, "\n"]).collect();
+    if !grants.is_empty() {
+        restorer.start(&grants, std::slice::from_ref(&file))?.end().await.map_err(|f| restorer.explain(&f))?;
+    }
     restorer.done(Ok(())).await
+}
+
+/// Whether a line of a table of contents is one of grants: `3456; 0 0 ACL public TABLE users shop`.
+fn is_grant(line: &str) -> bool {
+    let mut words = line.split_whitespace().skip(3);
+    match words.next() {
+        Some("DEFAULT") => words.next() == Some("ACL"),
+        word => word == Some("ACL"),
+    }
 }
 
 /// The rows of one archive.
@@ -82,4 +95,23 @@ async fn restore_rows(
     // A cut object makes pg_restore fail, too; an altered object is the better explanation.
     archive::check_digest(object, &streamed, expected)?;
     streamed.ended.map_err(|failure| restorer.explain(&failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_known_by_their_kind() {
+        for (line, grant) in [
+            ("3456; 0 0 ACL public TABLE users shop", true),
+            ("12; 826 16390 DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES shop", true),
+            ("215; 1259 16386 TABLE public ACL shop", false),
+            ("3300; 2604 16391 DEFAULT public users id shop", false),
+            ("; Archive created at 2026-01-01", false),
+            ("", false),
+        ] {
+            assert_eq!(is_grant(line), grant, "{line}");
+        }
+    }
 }
