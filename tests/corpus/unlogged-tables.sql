@@ -1,4 +1,5 @@
 Unlogged tables, with rows, an identity and a partition.
+--! since 15
 --! owner
 CREATE UNLOGGED TABLE sessions (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data jsonb);
 INSERT INTO sessions (data) SELECT jsonb_build_object('n', n) FROM generate_series(1, 30) n;
