@@ -1,4 +1,5 @@
 bytea of 200 MB in one table, made in the server, and texts that are stored out of line.
+--! whole
 --! owner
 CREATE TABLE files (id int PRIMARY KEY, name text NOT NULL, content bytea NOT NULL);
 ALTER TABLE files ALTER COLUMN content SET STORAGE EXTERNAL;
